@@ -1,0 +1,353 @@
+"""The complete description of a run: frozen, typed, and refused early.
+
+`Config` has one section a concern. `model` and `objective` are whichever entry of `MODELS` and
+`OBJECTIVES` the preset chose; every other section is defined here.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from genray.data import DATASETS
+from genray.errors import ConfigError, unknown
+from genray.models import MODELS, Model
+from genray.objectives import OBJECTIVES, Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Which run this is, and where its files live."""
+
+    name: str = ""
+    """Name of the run; the same name in the same storage resumes. Empty: the preset's name."""
+    storage: str = "runs"
+    """Directory or URI (s3://, gs://) that holds one folder a run; every node must reach it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The images."""
+
+    name: str = "digits"
+    """digits, mnist, fashion-mnist, cifar10, or folder (ImageFolder layout, also inside one zip)."""
+    root: str | None = None
+    """Folder of the data set's files, or the ImageFolder directory or zip. None: $GENRAY_DATA."""
+    image_size: tuple[int, int] | None = None
+    """Height and width in pixels. None: the set's own; a folder needs one."""
+    channels: Literal[1, 3] | None = None
+    """1 grey, 3 colour. None: the set's own; 3 for a folder."""
+    train_fraction: float = 0.8
+    """Share of a set without splits of its own that is 'train'; the rest is 'test'."""
+    split_seed: int = 0
+    """Seed of that split."""
+    flip: bool = False
+    """Mirror each training image left to right with probability 1/2."""
+    on_corrupt: Literal["stop", "skip"] = "stop"
+    """An image that does not decode: stop and name it, or skip and count it."""
+    download: bool = False
+    """Fetch a named set that is not under `root`; needs a network, and is done by the driver only."""
+    cache: str = "~/.cache/genray/data"
+    """Folder for decoded images, one file a content digest."""
+
+    def __post_init__(self) -> None:
+        if self.name not in DATASETS:
+            raise ConfigError(f"data.name: {unknown('data set', self.name, DATASETS)}")
+        if self.image_size is not None and min(self.image_size) < 1:
+            raise ConfigError(f"data.image_size={self.image_size!r} must be two positive numbers of pixels")
+        if self.image_size is None and DATASETS[self.name].shape is None:
+            raise ConfigError(f"data.image_size is not set, and {self.name!r} has no size of its own; say e.g. 64 64")
+        if not 0 < self.train_fraction < 1:
+            raise ConfigError(f"data.train_fraction={self.train_fraction!r} must lie between 0 and 1, e.g. 0.8")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images as the model sees them."""
+        channels, height, width = DATASETS[self.name].shape or (3, 0, 0)
+        height, width = self.image_size or (height, width)
+        return (self.channels or channels, height, width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """The optimiser of every phase."""
+
+    name: Literal["adam", "adamw"] = "adam"
+    """Update rule."""
+    lr: float = 2e-4
+    """Learning rate."""
+    discriminator_lr: float | None = None
+    """Learning rate of the discriminator. None: `lr`."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moment, per step."""
+    eps: float = 1e-8
+    """Added to the denominator."""
+    weight_decay: float = 0.0
+    """L2 penalty (adam) or decoupled decay (adamw)."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate falls to zero over the run, after the warm-up."""
+    warmup_samples: int = 0
+    """Images over which the learning rate rises linearly from zero."""
+
+    def __post_init__(self) -> None:
+        _at_least("optim", self, 0, "discriminator_lr", "eps", "weight_decay", "warmup_samples")
+        if not self.lr > 0:
+            raise ConfigError(f"optim.lr={self.lr!r} must be above 0, e.g. 2e-4")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optim.betas={self.betas!r} must both lie in [0, 1), e.g. 0.5 0.999")
+
+    def phase_lr(self, module: str) -> float:
+        """Peak learning rate of the phase that updates `module`."""
+        own = self.discriminator_lr if module == "discriminator" else None
+        return self.lr if own is None else own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """The loop."""
+
+    num_steps: int = 1000
+    """Steps of the run; a step updates every phase that is due."""
+    global_batch_size: int = 64
+    """Real images per step over all workers; must divide by their number."""
+    seed: int = 0
+    """Seed of everything random: weights, order of the data, latents, augmentation."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints, each with a snapshot; the last step has both in any case."""
+    keep: int = 3
+    """Latest checkpoints and snapshots that are kept, besides the best-scored one."""
+    log_every: int = 50
+    """Steps between two log points: the only times the host waits for the device."""
+    sample_every: int = 500
+    """Steps between two sample grids of the same latents; 0: none."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of forward and backward (autocast); weights and optimiser stay in fp32."""
+    channels_last: bool = True
+    """Memory layout (N, H, W, C) for convolutions."""
+    ema_half_life: float = 10_000
+    """Images after which a weight's share in the EMA has halved; 0: no averaging."""
+    max_skipped: int = 20
+    """Updates of one phase skipped in a row for non-finite gradients before the run aborts."""
+
+    def __post_init__(self) -> None:
+        _at_least(
+            "train", self, 1, "num_steps", "global_batch_size", "checkpoint_every", "keep", "log_every", "max_skipped"
+        )
+        _at_least("train", self, 0, "seed", "sample_every", "ema_half_life")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """How snapshots are scored; everything here but the resources is part of the protocol."""
+
+    extractor: str | None = None
+    """Classifier whose features are compared: a snapshot folder or NAME@ALIAS.
+    None: DATASET-classifier@champion of the registry."""
+    split: str = "test"
+    """Split of the data that samples are compared with."""
+    num_samples: int = 10_000
+    """Images generated per seed."""
+    num_seeds: int = 3
+    """Times the score is taken, with other latents; its spread comes from these."""
+    seed: int = 0
+    """First of those seeds."""
+    truncation: float = 1.0
+    """Factor on the latents; below 1 trades diversity for quality."""
+    batch_size: int = 256
+    """Images per forward pass."""
+    promote: bool = True
+    """Make the model champion if it beats the present one under the same protocol."""
+    num_cpus: float = 1
+    """Cores that the scoring task asks of Ray."""
+    num_gpus: float = 0
+    """GPUs that the scoring task asks of Ray."""
+
+    def __post_init__(self) -> None:
+        _at_least("eval", self, 2, "num_samples")
+        _at_least("eval", self, 1, "num_seeds", "batch_size")
+        _at_least("eval", self, 0, "seed", "truncation", "num_cpus", "num_gpus")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What the run asks of Ray."""
+
+    num_workers: int = 1
+    """DDP workers; 0: train in this process, without Ray."""
+    use_gpu: bool = False
+    """One GPU a worker (NCCL); otherwise CPU (gloo)."""
+    cpus_per_worker: float = 1
+    """Cores a worker asks for, and the threads it computes with."""
+    max_failures: int = 3
+    """Times a dead worker group is restarted from the last checkpoint."""
+
+    def __post_init__(self) -> None:
+        _at_least("cluster", self, 0, "num_workers", "max_failures")
+        if not self.cpus_per_worker > 0:
+            raise ConfigError(f"cluster.cpus_per_worker={self.cpus_per_worker!r} must be above 0, e.g. 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """Where the record of the run goes."""
+
+    uri: str | None = None
+    """MLflow server or database. None: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."""
+    experiment: str | None = None
+    """MLflow experiment. None: genray/DATASET."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run, completely."""
+
+    run: Run = field(default_factory=Run)
+    data: Data
+    model: Model
+    objective: Objective
+    optim: Optim
+    train: Train
+    eval: Eval = field(default_factory=Eval)
+    cluster: Cluster = field(default_factory=Cluster)
+    tracking: Tracking = field(default_factory=Tracking)
+
+    def __post_init__(self) -> None:
+        try:
+            self.model.check(self.data.image_shape)
+            self.objective.check(self.model)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        per_rank_batch_size(self.train.global_batch_size, max(1, self.cluster.num_workers))
+
+    @property
+    def task(self) -> str:
+        """Name of the registered model that this run competes for, e.g. `mnist-generator`."""
+        kind = "classifier" if self.objective.product == "classifier" else "generator"
+        return f"{self.data.name}-{kind}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` gives back an equal config."""
+        return {f.name: _section_to_dict(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The config that `to_dict` made these values from; unknown fields are refused."""
+        sections = {f.name: f for f in dataclasses.fields(cls)}
+        for name in values:
+            if name not in sections:
+                raise ConfigError(unknown("section", name, sections))
+        return cls(**{name: _section_from_dict(name, value) for name, value in values.items()})
+
+    def flat(self) -> dict[str, Any]:
+        """Values by dotted name, e.g. `train.seed`."""
+        return {f"{section}.{key}": v for section, values in self.to_dict().items() for key, v in values.items()}
+
+
+_TABLES: dict[str, dict[str, type]] = {"model": MODELS, "objective": OBJECTIVES}  # type: ignore[dict-item]
+_SECTIONS: dict[str, type] = {
+    "run": Run,
+    "data": Data,
+    "optim": Optim,
+    "train": Train,
+    "eval": Eval,
+    "cluster": Cluster,
+    "tracking": Tracking,
+}
+
+_FREE_SECTIONS = ("eval", "cluster", "tracking")
+_FREE_FIELDS = ("run.storage", "data.root", "data.cache", "data.download", "train.keep")
+
+
+def differences(saved: Config, wanted: Config) -> list[str]:
+    """Fields, as `name: saved -> wanted`, that make `wanted` another run than `saved`.
+
+    Fields that leave the numbers alone (storage, workers, tracking, evaluation) may differ, and a
+    run without a schedule may be made longer.
+    """
+    old, new = saved.flat(), wanted.flat()
+    free = set(_FREE_FIELDS) | {name for name in new if name.split(".")[0] in _FREE_SECTIONS}
+    if wanted.optim.schedule == "constant" and wanted.train.num_steps > saved.train.num_steps:
+        free.add("train.num_steps")
+    names = sorted((old.keys() | new.keys()) - free)
+    return [f"{n}: {old.get(n)!r} -> {new.get(n)!r}" for n in names if old.get(n) != new.get(n)]
+
+
+def per_rank_batch_size(global_batch_size: int, world_size: int) -> int:
+    """Images per step of one of `world_size` ranks.
+
+    Raises:
+        ConfigError: the batch does not divide.
+    """
+    share, rest = divmod(global_batch_size, world_size)
+    if rest:
+        below, above = share * world_size, (share + 1) * world_size
+        use = f"{below} or {above}" if below else f"{above}"
+        raise ConfigError(
+            f"train.global_batch_size={global_batch_size} does not divide by {world_size} workers; use {use}"
+        )
+    return share
+
+
+def _at_least(section: str, values: Any, least: float, *names: str) -> None:
+    for name in names:
+        value = getattr(values, name)
+        if value is not None and not value >= least:
+            raise ConfigError(f"{section}.{name}={value!r} must be at least {least}")
+
+
+def _section_to_dict(name: str, section: Any) -> dict[str, Any]:
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(section).items()}
+    if name in _TABLES:
+        kind = next(key for key, cls in _TABLES[name].items() if type(section) is cls)
+        values = {"name": kind} | values
+    return values
+
+
+def _section_from_dict(name: str, values: dict[str, Any]) -> Any:
+    values = dict(values)
+    if name in _TABLES:
+        kind = values.pop("name", "")
+        if kind not in _TABLES[name]:
+            raise ConfigError(f"{name}.name: {unknown(name, kind, _TABLES[name])}")
+        cls = _TABLES[name][kind]
+    else:
+        cls = _SECTIONS[name]
+    return build_section(name, cls, values)
+
+
+def build_section(name: str, cls: type, values: dict[str, Any]) -> Any:
+    """`cls(**values)` from JSON values: unknown names and wrong types are refused."""
+    types = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(unknown("field", f"{name}.{key}", (f"{name}.{k}" for k in known)))
+        made[key] = _coerce(f"{name}.{key}", types[key], value)
+    try:
+        return cls(**made)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _coerce(name: str, hint: Any, value: Any) -> Any:
+    """`value`, as JSON gave it, in the type `hint`."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
+    for option in options or (hint,):
+        origin, args = typing.get_origin(option), typing.get_args(option)
+        if option is type(None) and value is None:
+            return None
+        if origin is Literal and any(value == a and type(value) is type(a) for a in args):
+            return value
+        if origin is tuple and isinstance(value, list | tuple):
+            element = args[0]
+            if args[-1] is Ellipsis or len(args) == len(value):
+                return tuple(_coerce(name, element, v) for v in value)
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if option in (int, bool, str) and type(value) is option:
+            return value
+    raise ConfigError(f"{name}={value!r} is not of type {hint if options else getattr(hint, '__name__', hint)}")

@@ -1,0 +1,39 @@
+"""Architectures by name.
+
+A model is a frozen dataclass of its knobs that checks an image shape and builds the networks of a
+run. Its file imports torch and the standard library and nothing else: a registered model carries a
+copy of that file, and opens where genray is not installed.
+"""
+
+from typing import Protocol
+
+from torch import nn
+
+from genray.models.dcgan import DCGAN
+from genray.models.resnet import ResNetClassifier
+from genray.models.vae import ConvVAE, MLPVAE
+
+
+class Model(Protocol):
+    """What every entry of `MODELS` is an instance of."""
+
+    def check(self, image_shape: tuple[int, int, int]) -> None:
+        """Raises ValueError, with the cure, when such images cannot be modelled.
+
+        Args:
+            image_shape: (C, H, W).
+        """
+
+    def build(self, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, nn.Module]:
+        """Freshly initialised networks by the name of their phase, on the CPU.
+
+        Initial weights come from torch's global generator, which the caller seeds.
+        """
+
+
+MODELS: dict[str, type[Model]] = {
+    "dcgan": DCGAN,
+    "conv-vae": ConvVAE,
+    "mlp-vae": MLPVAE,
+    "resnet-classifier": ResNetClassifier,
+}
