@@ -1,0 +1,162 @@
+"""What makes two scores comparable, and when one is better than another."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from genray.errors import ProtocolError, unknown
+from genray.evaluation import METRICS
+
+Value = int | float | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """All that a score depends on besides the model."""
+
+    metric: str
+    """Name in `METRICS`."""
+    data: str
+    """Name of the data set."""
+    split: str
+    """Its split that is the reference."""
+    data_digest: str
+    """SHA-256 of that split's pixels and labels."""
+    num_samples: int
+    """Images generated per seed; for metrics of reals, the reals that were scored."""
+    num_seeds: int
+    """Times the value was taken with other random numbers; 1 where nothing is random."""
+    seed: int = 0
+    """First of the seeds."""
+    extractor: str = "none"
+    """Task of the classifier whose features were compared, e.g. `mnist-classifier`."""
+    extractor_digest: str = ""
+    """Snapshot digest of that classifier."""
+    resize: str = "none"
+    """How images are brought to the extractor's size; other sizes are refused, so always `none`."""
+    ema: bool = True
+    """Whether the weights are the moving average; snapshots hold nothing else."""
+    truncation: float = 1.0
+    """Factor on the latents."""
+    labels: str = "none"
+    """Classes of the fakes: `none` (unconditional), or `reference`: drawn with the reference's frequencies."""
+    extra: dict[str, Value] = field(default_factory=dict)
+    """What this metric alone depends on, e.g. the subsets of `kid`."""
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ProtocolError(unknown("metric", self.metric, METRICS))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` gives back an equal protocol."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The protocol that `to_dict` made these values from.
+
+        Raises:
+            ProtocolError: a field is missing or unknown.
+        """
+        return cls(**_known(cls, values))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the fields as canonical JSON: equal exactly when the protocols are."""
+        text = json.dumps(_canonical(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(a: Protocol, b: Protocol) -> list[str]:
+    """Fields in which the protocols differ, as `name: a != b`, in order of their names."""
+    left, right = _canonical(a), _canonical(b)
+    names = sorted(left.keys() | right.keys())
+    return [f"{n}: {left.get(n)!r} != {right.get(n)!r}" for n in names if left.get(n) != right.get(n)]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A value, how far chance moves it, and under which protocol it was taken."""
+
+    metric: str
+    value: float
+    spread: float
+    """Standard deviation over seeds or subsets, or standard error, not negative. 0 where the protocol has one seed,
+    so that chance is unknown: take more."""
+    protocol: Protocol
+
+    def __post_init__(self) -> None:
+        if self.metric != self.protocol.metric:
+            raise ProtocolError(
+                f"score of {self.metric!r} carries a protocol of {self.protocol.metric!r}; make its own"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; non-finite numbers become null."""
+        return {
+            "metric": self.metric,
+            "value": self.value if math.isfinite(self.value) else None,
+            "spread": self.spread if math.isfinite(self.spread) else None,
+            "protocol": self.protocol.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The score that `to_dict` made these values from; null becomes nan.
+
+        Raises:
+            ProtocolError: a field is missing or unknown.
+        """
+        made = _known(cls, values)
+        for name in ("value", "spread"):
+            made[name] = math.nan if made[name] is None else float(made[name])
+        return cls(**made | {"protocol": Protocol.from_dict(made["protocol"])})
+
+
+def better(candidate: Score, champion: Score) -> bool:
+    """Whether the candidate's value beats the champion's by more than the larger of the two spreads.
+
+    A candidate with a non-finite value or spread never does; any other one beats a champion whose
+    own value or spread is not finite.
+
+    Raises:
+        ProtocolError: the protocols differ; names every field that does.
+    """
+    found = differences(candidate.protocol, champion.protocol)
+    if found:
+        raise ProtocolError(
+            f"scores of different protocols cannot be compared ({'; '.join(found)}); score both under one protocol"
+        )
+    if not _finite(candidate):
+        return False
+    if not _finite(champion):
+        return True
+    sign = 1 if METRICS[candidate.metric].direction == "max" else -1
+    return sign * (candidate.value - champion.value) > max(candidate.spread, champion.spread)
+
+
+def _finite(score: Score) -> bool:
+    return math.isfinite(score.value) and math.isfinite(score.spread)
+
+
+def _canonical(protocol: Protocol) -> dict[str, Value]:
+    """Fields by name, those of `extra` by dotted name; floats stay floats whatever type they came in."""
+    values = protocol.to_dict()
+    extra = {f"extra.{name}": value for name, value in values.pop("extra").items()}
+    return values | extra | {"truncation": float(protocol.truncation)}
+
+
+def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """A copy of `values`, which must hold exactly fields of the dataclass, and all without a default."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            raise ProtocolError(unknown(f"field of a {cls.__name__.lower()}", name, fields))
+    needed = dataclasses.MISSING
+    missing = [n for n, f in fields.items() if f.default is needed and f.default_factory is needed and n not in values]
+    if missing:
+        raise ProtocolError(f"{cls.__name__.lower()} lacks {', '.join(missing)}; it was not written by genray, or torn")
+    return dict(values)
