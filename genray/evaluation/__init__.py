@@ -18,8 +18,6 @@ METRICS: dict[str, Metric] = {
     "fid": Metric("min", "", "Fréchet distance of features, fakes to reals (Heusel et al. 2017, arXiv:1706.08500)"),
     "kid": Metric("min", "", "unbiased squared kernel MMD of features (Bińkowski et al. 2018, arXiv:1801.01401)"),
     "elbo": Metric("max", "nats", "lower bound of log p(image), mean per image (Kingma and Welling 2013, 1312.6114)"),
-    "recon_nll": Metric("min", "nats", "negative log-likelihood of an image given its latent, the first part of -elbo"),
-    "kl": Metric("min", "nats", "divergence of the latent's posterior from the prior, the second part of -elbo"),
     "accuracy": Metric("max", "", "share of images whose class is named right"),
     "recall": Metric("max", "", "the same share, taken per class and averaged over the classes that occur"),
 }

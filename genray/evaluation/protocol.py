@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -93,6 +94,14 @@ class Score:
             raise ProtocolError(
                 f"score of {self.metric!r} carries a protocol of {self.protocol.metric!r}; make its own"
             )
+
+    @classmethod
+    def of(cls, values: Sequence[float], protocol: Protocol) -> Self:
+        """Mean of `values`, at least one, with their standard deviation (n - 1; 0 for a single value)."""
+        mean = math.fsum(values) / len(values)
+        squares = math.fsum((value - mean) ** 2 for value in values)
+        spread = math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else 0.0
+        return cls(protocol.metric, mean, spread, protocol)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; non-finite numbers become null."""
