@@ -230,6 +230,6 @@ def _set_mtime(path: Path, seconds: int) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """What killed processes left of `path`; only for who holds its lock."""
-    for part in path.parent.glob(f"{path.name}.*.part"):
+    """What killed processes of this host left of `path`; only for who holds its lock, which may not bind others."""
+    for part in path.parent.glob(f"{path.name}.{socket.gethostname()}-*.part"):
         part.unlink(missing_ok=True)

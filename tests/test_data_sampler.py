@@ -1,0 +1,161 @@
+"""The order of the images, and what arrives on the device."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from genray.config import Data
+from genray.data.images import ImageSet, load_images
+from genray.data.sampler import Loader, Sampler, iterate
+from genray.errors import DataError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageSet:
+    return load_images(Data(name="digits"), "test")
+
+
+@pytest.fixture(scope="module")
+def colours() -> ImageSet:
+    return load_images(Data(name="digits", channels=3, image_size=(6, 10)), "test")
+
+
+def loader(image_set: ImageSet, rows: slice = slice(None), batch: int = 12, **changes: Any) -> Loader:
+    sampler = Sampler(len(image_set), batch, seed=3)
+    options: dict[str, Any] = {"seed": 3, "device": CPU, "flip": False, "channels_last": True}
+    return Loader(image_set, sampler, rank_slice=rows, **(options | changes))
+
+
+def expected(image_set: ImageSet, rows: Tensor) -> Tensor:
+    return (image_set.images[rows].double() / 127.5 - 1).float()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 10, 25])
+def test_sampler_takes_every_image_once_per_epoch(batch_size: int) -> None:
+    sampler = Sampler(10, batch_size, seed=0)
+    order = torch.cat([sampler.indices(step) for step in range(50)])
+    epochs = order[: len(order) // 10 * 10].view(-1, 10)
+    assert torch.equal(epochs.sort(1).values, torch.arange(10).expand_as(epochs))
+
+
+def test_sampler_orders_epochs_differently() -> None:
+    sampler = Sampler(100, 100, seed=0)
+    assert not torch.equal(sampler.indices(0), sampler.indices(1))
+
+
+def test_sampler_orders_seeds_differently() -> None:
+    assert not torch.equal(Sampler(100, 10, seed=0).indices(0), Sampler(100, 10, seed=1).indices(0))
+
+
+def test_sampler_resumed_at_step_7_yields_the_same_batch() -> None:
+    untouched = Sampler(50, 8, seed=1)
+    for step in range(7):
+        untouched.indices(step)
+    assert torch.equal(untouched.indices(7), Sampler(50, 8, seed=1).indices(7))
+
+
+def test_sampler_goes_back_to_an_earlier_epoch() -> None:
+    sampler = Sampler(10, 4, seed=1)
+    first = sampler.indices(0)
+    sampler.indices(99)
+    assert torch.equal(sampler.indices(0), first)
+
+
+def test_sampler_batch_may_exceed_the_set() -> None:
+    assert Sampler(3, 8, seed=0).indices(5).bincount().tolist() in ([3, 3, 2], [3, 2, 3], [2, 3, 3])
+
+
+def test_sampler_of_nothing_is_refused() -> None:
+    with pytest.raises(DataError) as raised:
+        Sampler(0, 8, seed=0)
+    assert str(raised.value) == (
+        "a sampler needs images and a batch, got num_images=0, global_batch_size=8; both must be at least 1"
+    )
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_loader_gives_the_sampled_images_in_minus_one_to_one(colours: ImageSet, channels_last: bool) -> None:
+    images, labels = loader(colours, channels_last=channels_last).batch(40)
+    rows = Sampler(len(colours), 12, seed=3).indices(40)
+    torch.testing.assert_close(images, expected(colours, rows), rtol=0, atol=1e-6)
+    assert torch.equal(labels, colours.labels[rows])
+
+
+def test_loader_reaches_exactly_both_ends_of_the_range(digits: ImageSet) -> None:
+    images, _ = loader(digits).batch(0)
+    assert (images.min(), images.max()) == (-1, 1)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_loader_gives_the_asked_memory_layout(colours: ImageSet, channels_last: bool) -> None:
+    images, _ = loader(colours, channels_last=channels_last, flip=True).batch(0)
+    assert images.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_loader_ranks_partition_the_flipped_global_batch(colours: ImageSet, world_size: int) -> None:
+    whole, labels = loader(colours, flip=True).batch(5)
+    share = 12 // world_size
+    ranks = [loader(colours, slice(r * share, (r + 1) * share), flip=True).batch(5) for r in range(world_size)]
+    assert torch.equal(torch.cat([images for images, _ in ranks]), whole)
+    assert torch.equal(torch.cat([part for _, part in ranks]), labels)
+
+
+def test_loader_flips_some_images_and_leaves_the_others(colours: ImageSet) -> None:
+    plain, _ = loader(colours, batch=360).batch(0)
+    flipped, _ = loader(colours, batch=360, flip=True).batch(0)
+    mirrored = (flipped == plain.flip(3)).flatten(1).all(1)
+    same = (flipped == plain).flatten(1).all(1)
+    assert (mirrored | same).all()
+    assert 120 < int((mirrored & ~same).sum()) < 240
+
+
+def test_loader_flips_differently_at_each_step(digits: ImageSet) -> None:
+    n = len(digits)
+    flips = [(loader(digits, batch=n, flip=True).batch(s)[0] == loader(digits, batch=n).batch(s)[0]) for s in (0, 1)]
+    assert not torch.equal(flips[0].flatten(1).all(1), flips[1].flatten(1).all(1))
+
+
+def test_loader_leaves_the_image_set_alone(digits: ImageSet) -> None:
+    before = digits.images.clone()
+    loader(digits, batch=len(digits), flip=True).batch(0)
+    assert torch.equal(digits.images, before)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("resident", [True, False])
+def test_loader_on_a_gpu_equals_the_cpu(colours: ImageSet, resident: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not resident:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 1))
+    there, labels_there = loader(colours, device=torch.device("cuda")).batch(3)
+    here, labels_here = loader(colours).batch(3)
+    torch.testing.assert_close(there.cpu(), here, rtol=0, atol=1e-6)
+    assert torch.equal(labels_there.cpu(), labels_here)
+
+
+def test_iterate_goes_once_through_the_set_in_order(colours: ImageSet) -> None:
+    batches = list(iterate(colours, 100, CPU))
+    assert [len(images) for images, _ in batches] == [100, 100, 100, len(colours) - 300]
+    everything = torch.arange(len(colours))
+    torch.testing.assert_close(
+        torch.cat([images for images, _ in batches]), expected(colours, everything), rtol=0, atol=1e-6
+    )
+    assert torch.equal(torch.cat([labels for _, labels in batches]), colours.labels)
+
+
+def test_iterate_reads_images_of_any_memory_layout(colours: ImageSet) -> None:
+    other = ImageSet(
+        images=colours.images.contiguous(),
+        labels=colours.labels,
+        classes=colours.classes,
+        name="x",
+        split="test",
+        digest="",
+        num_skipped=0,
+    )
+    assert torch.equal(next(iterate(other, 8, CPU))[0], next(iterate(colours, 8, CPU))[0])
