@@ -218,6 +218,10 @@ class Config:
             self.objective.check(self.model)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        if self.train.sample_every and self.objective.product == "classifier":
+            raise ConfigError(
+                f"train.sample_every={self.train.sample_every}: a classifier draws no samples; set it to 0"
+            )
         per_rank_batch_size(self.train.global_batch_size, max(1, self.cluster.num_workers))
 
     @property
@@ -244,7 +248,7 @@ class Config:
         return {f"{section}.{key}": v for section, values in self.to_dict().items() for key, v in values.items()}
 
 
-_TABLES: dict[str, dict[str, type]] = {"model": MODELS, "objective": OBJECTIVES}  # type: ignore[dict-item]
+_TABLES: dict[str, dict[str, type]] = {"model": MODELS, "objective": OBJECTIVES}
 _SECTIONS: dict[str, type] = {
     "run": Run,
     "data": Data,

@@ -1,7 +1,7 @@
 """Every error that genray raises on purpose.
 
 GenrayError
-├── ConfigError (ValueError)        a field, preset or combination that cannot work
+├── ConfigError                     a field, preset or combination that cannot work
 ├── DataError                       images, folders, archives, splits
 │   └── CorruptImageError           one image that does not decode, named by path
 ├── StorageError (OSError)          a run directory that cannot be read or written
@@ -24,7 +24,7 @@ class GenrayError(Exception):
     """Base of all errors above; the command line prints it without a traceback."""
 
 
-class ConfigError(GenrayError, ValueError):
+class ConfigError(GenrayError):
     """A field, preset or combination that cannot work."""
 
 

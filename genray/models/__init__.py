@@ -11,7 +11,7 @@ from torch import nn
 
 from genray.models.dcgan import DCGAN
 from genray.models.resnet import ResNetClassifier
-from genray.models.vae import ConvVAE, MLPVAE
+from genray.models.vae import MLPVAE, ConvVAE
 
 
 class Model(Protocol):

@@ -1,0 +1,39 @@
+# make demo: one job, end to end, on this machine.   make test: the whole suite.   make check: what CI asks before it.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready-$(shell cat requirements.txt pyproject.toml | cksum | cut -d' ' -f1)
+
+.PHONY: demo test check install lock clean
+
+demo: $(READY)
+	$(VENV)/bin/python jobs/demo.py
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest
+
+check: $(READY)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	@echo "files over 400 lines, the trainer's size:"
+	@git ls-files '*.py' | xargs wc -l | awk '$$1 > 400 && $$2 != "total" || $$2 == "genray/trainer.py" {print "  " $$1, $$2}'
+
+install: $(READY)
+
+# uv resolves nothing here: every version is pinned; it only installs faster than pip, from its cache where it has one
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "genray needs Python 3.11 or newer; say make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet uv
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --requirement requirements.txt
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
+	rm -f $(VENV)/.ready-*
+	touch $@
+
+# pins what pyproject.toml allows, for every Python from 3.11 on; names no host
+lock:
+	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-annotate --no-header \
+		--no-emit-index-url --no-emit-package genray pyproject.toml --output-file requirements.txt
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

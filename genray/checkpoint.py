@@ -1,0 +1,166 @@
+"""All that is needed to go on as if nothing had happened, in sealed folders of the run."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from genray import snapshot
+from genray.config import Config
+from genray.data.images import ImageSet
+from genray.errors import CheckpointError
+from genray.manifest import seal, verify
+from genray.storage import RunFolder
+
+TENSORS, STATE = "state.safetensors", "state.json"
+CHECKPOINTS, SNAPSHOTS, SCORES, EXTRACTOR = "checkpoints", "snapshots", "scores", "extractor"
+BEST = "best.json"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after `step` steps."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    """JSON values."""
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with `prefix`, by the rest of their names."""
+        return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+
+
+def step_name(step: int) -> str:
+    """Folder name of a checkpoint or snapshot; names sort as steps do."""
+    return f"step-{step:09d}"
+
+
+def step_of(name: str) -> int:
+    """The step that a folder name from `step_name` says."""
+    return int(name.removeprefix("step-"))
+
+
+class Store(Protocol):
+    """Where the trainer puts its state; ranks above 0 have one that does nothing."""
+
+    def save(self, checkpoint: Checkpoint) -> None: ...
+
+    def save_snapshot(self, module: nn.Module, config: Config, step: int, images: ImageSet) -> None: ...
+
+    def prune(self, keep: int, best_step: int | None) -> None: ...
+
+
+class NullStore:
+    """What ranks above 0 write to."""
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        pass
+
+    def save_snapshot(self, module: nn.Module, config: Config, step: int, images: ImageSet) -> None:
+        pass
+
+    def prune(self, keep: int, best_step: int | None) -> None:
+        pass
+
+
+class FolderStore:
+    """Checkpoints and snapshots in the folder of a run."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Writes one checkpoint; whole, or not at all."""
+        relative = f"{CHECKPOINTS}/{step_name(checkpoint.step)}"
+
+        def write(folder: Path) -> None:
+            save_file(checkpoint.tensors, folder / TENSORS)
+            (folder / STATE).write_text(json.dumps({"step": checkpoint.step, **checkpoint.state}, sort_keys=True))
+
+        seal(self.folder.local / relative, write)
+        self.folder.push(relative)
+
+    def save_snapshot(self, module: nn.Module, config: Config, step: int, images: ImageSet) -> None:
+        """Writes the snapshot of one step."""
+        relative = f"{SNAPSHOTS}/{step_name(step)}"
+        snapshot.save(
+            self.folder.local / relative,
+            module,
+            config,
+            step=step,
+            samples_seen=step * config.train.global_batch_size,
+            classes=images.classes,
+            data_digest=images.digest,
+        )
+        self.folder.push(relative)
+        self.folder.push("journal")
+
+    def prune(self, keep: int, best_step: int | None) -> None:
+        """Deletes all checkpoints and snapshots but the last `keep` and the one of `best_step`."""
+        for kind in (CHECKPOINTS, SNAPSHOTS):
+            for name in self.folder.names(kind)[:-keep]:
+                if step_of(name) != best_step:
+                    self.folder.remove(f"{kind}/{name}")
+
+
+def store_for(folder: RunFolder, rank: int) -> Store:
+    """The store of a rank: only rank 0 writes."""
+    return FolderStore(folder) if rank == 0 else NullStore()
+
+
+def best_step(folder: RunFolder) -> int | None:
+    """Step of the best-scored snapshot so far, as whoever scores them noted it; None before any score."""
+    path = folder.pull(BEST)
+    return int(json.loads(path.read_text())["step"]) if path.is_file() else None
+
+
+def load(folder: RunFolder, step: int) -> Checkpoint:
+    """The checkpoint of `step`.
+
+    Raises:
+        CheckpointError: it is torn or damaged.
+    """
+    directory = folder.pull(f"{CHECKPOINTS}/{step_name(step)}")
+    verify(directory, (TENSORS, STATE))
+    state = json.loads((directory / STATE).read_text())
+    return Checkpoint(state.pop("step"), load_file(directory / TENSORS), state)
+
+
+def latest(folder: RunFolder, agreed: Callable[[int], int] = int) -> Checkpoint | None:
+    """The newest whole checkpoint; None for a run that has none yet.
+
+    A damaged one is named in the log, and the one before it is taken.
+
+    Args:
+        folder: of the run.
+        agreed: turns this rank's choice of step (-1: none, -2: none is whole) into that of all ranks.
+
+    Raises:
+        CheckpointError: there are checkpoints, and not one is whole.
+    """
+    step = agreed(_newest_whole(folder))
+    if step == -2:
+        raise CheckpointError(
+            f"all checkpoints in {folder.local / CHECKPOINTS} are damaged; "
+            "restore one, or start again under another run.name"
+        )
+    return None if step == -1 else load(folder, step)
+
+
+def _newest_whole(folder: RunFolder) -> int:
+    names = folder.names(CHECKPOINTS)
+    for name in reversed(names):
+        try:
+            verify(folder.pull(f"{CHECKPOINTS}/{name}"), (TENSORS, STATE))
+            return step_of(name)
+        except CheckpointError as error:
+            logger.warning("refused a checkpoint, and take the one before it: %s", error)
+    return -2 if names else -1

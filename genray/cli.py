@@ -1,0 +1,274 @@
+"""The `genray` command."""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from genray import sampling, snapshot
+from genray.config import Config
+from genray.errors import ConfigError, GenrayError, unknown
+from genray.paths import base_directory, resolved
+from genray.presets import PRESETS, expectation, preset
+
+FLAGS = (tyro.conf.FlagConversionOff,)
+
+
+def parse_run(args: Sequence[str], prog: str) -> tuple[Config, bool]:
+    """The config that `PRESET [--section.field VALUE ...] [--dry-run]` describes, and whether it is a dry run.
+
+    Raises:
+        ConfigError: the preset, a field or a value is wrong.
+    """
+    names = [arg for arg in args if not arg.startswith("-")][:1]
+    if not names or args[0] != names[0]:
+        if "-h" in args or "--help" in args:
+            usage = f"usage: {prog} PRESET [--section.field VALUE ...] [--dry-run]"
+            print(f"{usage}\n\npresets: {', '.join(PRESETS)}\nfields:  {prog} PRESET --help")  # noqa: T201
+            raise SystemExit(0)
+        raise ConfigError(f"no preset given; use {prog} PRESET [--section.field VALUE ...] with one of {list(PRESETS)}")
+    default = preset(args[0])
+    rest = [arg for arg in args[1:] if arg != "--dry-run"]
+    _check_fields(rest, default)
+    sections = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
+    # one class a run: the model and objective sections have the fields of this preset's
+    shape = dataclasses.make_dataclass(
+        "Sections",
+        [(name, type(value), dataclasses.field(default=value)) for name, value in sections.items()],
+        kw_only=True,
+    )
+    parsed: Any = tyro.cli(
+        shape, args=rest, prog=f"{prog} {args[0]}", description=expectation(args[0]).summary, config=FLAGS
+    )
+    return Config(**{name: getattr(parsed, name) for name in sections}), "--dry-run" in args
+
+
+def _check_fields(args: Sequence[str], default: Config) -> None:
+    known = {name.replace("_", "-") for name in default.flat()} | {"help", "h"}
+    for arg in args:
+        name = arg.partition("=")[0]
+        if name.startswith("--") and name[2:].replace("_", "-") not in known:
+            raise ConfigError(unknown("field", name[2:], known - {"help", "h"}))
+
+
+def train(args: Sequence[str], prog: str = "genray train") -> int:
+    """Trains a preset: tracked, scored, registered; joins RAY_ADDRESS, or starts Ray on this machine."""
+    config, dry_run = parse_run(args, prog)
+    from genray import ray_job
+
+    config = resolved(config)
+    if dry_run:
+        print(json.dumps(ray_job.plan(config), indent=2))  # noqa: T201
+        return 0
+    ray_job.run(config)
+    return 0
+
+
+def presets(args: Sequence[str]) -> int:
+    """The presets: what they train, and what to expect."""
+    tyro.cli(_Nothing, args=args, prog="genray presets", description=presets.__doc__)
+    table = Table("name", "data", "model", "hardware", "time", "expected score")
+    for name in PRESETS:
+        config, expect = preset(name), expectation(name)
+        table.add_row(
+            name, config.data.name, config.to_dict()["model"]["name"], expect.hardware, expect.time, expect.score
+        )
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    return 0
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    pass
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Scores a model, prints the table and writes it as JSON."""
+
+    model: tyro.conf.Positional[str]
+    """NAME@ALIAS, NAME/VERSION, or a snapshot folder."""
+    extractor: str | None = None
+    """Classifier whose features are compared: NAME@ALIAS or a snapshot folder. None: DATASET-classifier@champion."""
+    root: str | None = None
+    """Folder of the data set's files. None: where the run had them, or $GENRAY_DATA."""
+    num_samples: int | None = None
+    """Images generated per seed. None: what the run's config says."""
+    num_seeds: int | None = None
+    """Times the score is taken, with other latents. None: what the run's config says."""
+    out: Path | None = None
+    """JSON file for the scores, each with its protocol."""
+    uri: str | None = None
+    """MLflow server or database. None: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."""
+
+
+@dataclass(frozen=True)
+class Promote:
+    """Makes a version champion of its name, if it beats the present one under the same protocol."""
+
+    model: tyro.conf.Positional[str]
+    """NAME (its candidate), NAME@ALIAS or NAME/VERSION."""
+    extractor: str | None = None
+    """Classifier whose features are compared. None: DATASET-classifier@champion."""
+    root: str | None = None
+    """Folder of the data set's files. None: where the run had them, or $GENRAY_DATA."""
+    uri: str | None = None
+    """MLflow server or database. None: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."""
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Copies a registered model here, checked against its digests; runs nothing that it carries."""
+
+    model: tyro.conf.Positional[str]
+    """NAME@ALIAS or NAME/VERSION."""
+    to: Path
+    """Folder to make."""
+    uri: str | None = None
+    """MLflow server or database. None: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draws images from a model and writes them as one grid."""
+
+    model: tyro.conf.Positional[str]
+    """NAME@ALIAS, NAME/VERSION, or a snapshot folder."""
+    num: int = 64
+    """Images."""
+    seed: int = 0
+    """Seed of the latents: the same seed gives the same images."""
+    label: int | None = None
+    """Class of every image, for a conditional model. None: all classes in turn."""
+    truncation: float = 1.0
+    """Factor on the latents; below 1 trades diversity for quality."""
+    out: Path = Path("grid.png")
+    """PNG file of the grid."""
+    uri: str | None = None
+    """MLflow server or database. None: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."""
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Looks at everything a run needs: each line OK, or what to do."""
+
+    root: str | None = None
+    """Folder of the data sets. None: $GENRAY_DATA."""
+    uri: str | None = None
+    """MLflow server or database. None: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."""
+
+
+def evaluate(args: Sequence[str], prog: str = "genray evaluate") -> int:
+    """Scores a registry model or a snapshot."""
+    asked = tyro.cli(Evaluate, args=args, prog=prog)
+    from genray import ray_job
+
+    scores = ray_job.evaluate(
+        asked.model,
+        extractor=asked.extractor,
+        root=asked.root,
+        uri=asked.uri,
+        num_samples=asked.num_samples,
+        num_seeds=asked.num_seeds,
+    )
+    table = Table("metric", "value", "spread", "protocol")
+    for score in scores:
+        table.add_row(score.metric, f"{score.value:.4f}", f"{score.spread:.4f}", score.protocol.digest[:12])
+    Console().print(table)
+    if asked.out:
+        from genray.evaluation.scoring import write_scores
+
+        write_scores(asked.out, scores)
+    return 0
+
+
+def promote(args: Sequence[str]) -> int:
+    """Makes a version champion, if it is better."""
+    asked = tyro.cli(Promote, args=args, prog="genray promote")
+    from genray import ray_job
+
+    decision = ray_job.promote(asked.model, extractor=asked.extractor, root=asked.root, uri=asked.uri)
+    print(decision.reason)  # noqa: T201
+    return 0
+
+
+def pull(args: Sequence[str]) -> int:
+    """Copies a registered model here."""
+    asked = tyro.cli(Pull, args=args, prog="genray pull")
+    from genray import mlflow_registry, mlflow_tracking
+
+    uri = mlflow_tracking.resolve_uri(asked.uri, base_directory())
+    print(mlflow_registry.pull(uri, asked.model, asked.to))  # noqa: T201
+    return 0
+
+
+def sample(args: Sequence[str]) -> int:
+    """Draws images from a model and writes a grid."""
+    asked = tyro.cli(Sample, args=args, prog="genray sample")
+    from genray import ray_job
+
+    with ray_job.local_snapshot(asked.model, asked.uri) as directory:
+        loaded = snapshot.load(directory)
+    images = sampling.sample(loaded, asked.num, asked.seed, label=asked.label, truncation=asked.truncation)
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    sampling.save_png(asked.out, sampling.grid(images))
+    print(asked.out)  # noqa: T201
+    return 0
+
+
+def doctor(args: Sequence[str]) -> int:
+    """Looks at everything a run needs."""
+    asked = tyro.cli(Doctor, args=args, prog="genray doctor")
+    from genray import ray_doctor
+
+    return ray_doctor.examine(root=asked.root, uri=asked.uri)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "presets": presets,
+    "train": train,
+    "evaluate": evaluate,
+    "promote": promote,
+    "pull": pull,
+    "sample": sample,
+    "doctor": doctor,
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs `genray COMMAND ...`; the exit status: 0 done, 1 refused or failed, 2 not understood."""
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0] in ("-h", "--help"):
+        lines = [f"  {name:9} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+        print("usage: genray COMMAND ...\n\n" + "\n".join(lines) + "\n\ngenray COMMAND --help says more")  # noqa: T201
+        return 0 if args else 2
+    return guarded(lambda: _dispatch(args[0], args[1:]))
+
+
+def _dispatch(name: str, rest: Sequence[str]) -> int:
+    if name not in COMMANDS:
+        raise ConfigError(unknown("command", name, COMMANDS))
+    return COMMANDS[name](rest)
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """The exit status of `command`; an error of ours becomes one line on stderr, the last of the output."""
+    try:
+        return command()
+    except GenrayError as error:
+        if os.environ.get("GENRAY_TRACEBACK"):
+            raise
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)  # noqa: T201
+        return 130

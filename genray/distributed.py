@@ -1,0 +1,101 @@
+"""The only place that knows torch.distributed. One process is a world of one: every call an identity."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is among the ranks of a run, and what it computes on."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+
+def current(use_gpu: bool) -> World:
+    """The world that torchrun or Ray Train has set up; a world of one where nobody has."""
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_gpu else torch.device("cpu")
+    if use_gpu:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        return World(0, 1, device)
+    return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+@contextmanager
+def process_group(use_gpu: bool) -> Iterator[World]:
+    """Joins the group that torchrun's environment describes, for the length of the block."""
+    if "RANK" not in os.environ:
+        yield current(use_gpu)
+        return
+    dist.init_process_group("nccl" if use_gpu else "gloo")
+    try:
+        yield current(use_gpu)
+    finally:
+        dist.destroy_process_group()
+
+
+def wrap(module: nn.Module) -> nn.Module:
+    """`module`, averaging its gradients over ranks at the end of each backward pass.
+
+    Buffers are not synchronised at every forward: that breaks two forwards before a backward on
+    CUDA and costs a collective each. `average_buffers` does it where they are read.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return module
+    return DistributedDataParallel(module, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+
+def no_sync(module: nn.Module) -> AbstractContextManager[None]:
+    """Within the block gradients add up on each rank; the next backward outside averages the sum."""
+    if isinstance(module, DistributedDataParallel):
+        context: AbstractContextManager[None] = module.no_sync()
+        return context
+    return nullcontext()
+
+
+def mean(values: Tensor) -> Tensor:
+    """Mean of `values` over ranks, in place."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values
+
+
+def average_buffers(module: nn.Module) -> None:
+    """Floating-point buffers (running statistics of batch norm) become their mean over ranks, in place."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    buffers = [b for b in module.buffers() if b.is_floating_point()]
+    if not buffers:
+        return
+    flat = mean(torch.cat([b.flatten() for b in buffers]))
+    for buffer, values in zip(buffers, torch.split(flat, [b.numel() for b in buffers]), strict=True):
+        buffer.copy_(values.view_as(buffer))
+
+
+def from_rank_zero(value: Any) -> Any:
+    """Rank 0's `value`, on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def from_all_ranks(value: Any) -> list[Any]:
+    """Every rank's `value`, in order of rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -1,0 +1,35 @@
+"""Exponential moving average of a module's weights."""
+
+import copy
+
+import torch
+from torch import nn
+
+RAMP = 0.05
+
+
+class EMA:
+    """A copy of `module` whose weights follow it, a difference halving in `half_life` images.
+
+    While less than `half_life / RAMP` images have been seen the half-life is `RAMP` times their number, so
+    that a short run's average is not one of its first weights (as in StyleGAN2, arXiv:1912.04958).
+    Buffers, such as running statistics, are copied.
+    """
+
+    def __init__(self, module: nn.Module, half_life: float) -> None:
+        self.module = copy.deepcopy(module).requires_grad_(False).eval()
+        self.half_life = half_life
+
+    def decay(self, num_images: int, samples_seen: int) -> float:
+        """Factor of the old average in an update that `num_images` more images brought."""
+        half_life = min(self.half_life, RAMP * samples_seen)
+        return float(0.5 ** (num_images / half_life)) if half_life > 0 else 0.0
+
+    @torch.no_grad()
+    def update(self, source: nn.Module, num_images: int, samples_seen: int) -> None:
+        """Moves the average towards `source`, which has seen `samples_seen` images, `num_images` of them new."""
+        weight = 1 - self.decay(num_images, samples_seen)
+        torch._foreach_lerp_(list(self.module.parameters()), list(source.parameters()), weight)
+        buffers = list(self.module.buffers())
+        if buffers:
+            torch._foreach_copy_(buffers, list(source.buffers()))

@@ -1,0 +1,69 @@
+"""What a run will need, before it is started."""
+
+import torch
+from torch import nn
+
+from genray.config import Config, per_rank_batch_size
+from genray.data import DATASETS
+
+UNKNOWN_CLASSES = 10
+
+
+def num_parameters(config: Config) -> dict[str, int]:
+    """Trainable parameters of each module."""
+    return {
+        name: sum(p.numel() for p in module.parameters() if p.requires_grad) for name, module in _built(config).items()
+    }
+
+
+def memory_mb(config: Config) -> dict[str, int]:
+    """Estimated device memory of one worker, in MiB, by what it is for.
+
+    `activations` counts the outputs of every layer of every module once forward; a framework keeps
+    about as much again for the backward pass.
+    """
+    modules = _built(config)
+    count = sum(num_parameters(config).values())
+    product = sum(p.numel() for p in modules[config.objective.product].parameters())
+    batch = per_rank_batch_size(config.train.global_batch_size, max(1, config.cluster.num_workers))
+    size = 2 if config.train.precision == "bf16" else 4
+    sizes = {
+        "weights, gradients and moments": 16 * count,
+        "ema": 4 * product,
+        "activations": 2 * size * batch * sum(_outputs(module, config) for module in modules.values()),
+    }
+    found = {name: -(-value // 2**20) for name, value in sizes.items()}
+    return found | {"total": sum(found.values())}
+
+
+def _built(config: Config) -> dict[str, nn.Module]:
+    num_classes = DATASETS[config.data.name].num_classes or UNKNOWN_CLASSES
+    with torch.device("meta"):
+        return config.model.build(config.data.image_shape, num_classes)
+
+
+def _outputs(module: nn.Module, config: Config) -> int:
+    """Numbers that the layers of `module` put out for one image."""
+    total = 0
+
+    def count(layer: nn.Module, inputs: object, output: object) -> None:
+        nonlocal total
+        if isinstance(output, torch.Tensor) and not list(layer.children()):
+            total += output[0].numel()
+
+    hooks = [layer.register_forward_hook(count) for layer in module.modules()]
+    images = torch.empty(2, *config.data.image_shape, device="meta")
+    labels = torch.zeros(2, dtype=torch.int64, device="meta")
+    latent = getattr(module, "latent_dim", None)
+    noise = torch.empty(2, latent, device="meta") if latent is not None else None
+    if hasattr(module, "encode"):
+        module(images, noise)
+    elif noise is not None:
+        module(noise, labels)
+    elif hasattr(module, "features"):
+        module(images)
+    else:
+        module(images, labels)
+    for hook in hooks:
+        hook.remove()
+    return total

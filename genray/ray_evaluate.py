@@ -1,0 +1,130 @@
+"""Scores of a run's snapshots, off the training path: one Ray task at a time, while training goes on."""
+
+import json
+import logging
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from genray.checkpoint import BEST, EXTRACTOR, SCORES, SNAPSHOTS, step_of
+from genray.config import Config
+from genray.errors import GenrayError
+from genray.evaluation import METRICS
+from genray.evaluation.protocol import Score
+from genray.evaluation.scoring import read_scores, score_snapshot, write_scores
+from genray.storage import RunFolder
+from genray.tracking import JsonlTracker
+
+LOOK_EVERY_S = 1.0
+RETRIES = 3
+
+logger = logging.getLogger(__name__)
+
+
+def score_step(config: dict[str, Any], storage: str, name: str) -> None:
+    """Scores the snapshot `name` of a run, and leaves the result in the run's folder."""
+    made = Config.from_dict(config)
+    folder = RunFolder.open(storage, made.run.name)
+    extractor = folder.pull(EXTRACTOR)
+    scores = score_snapshot(
+        folder.pull(f"{SNAPSHOTS}/{name}"),
+        data=made.data,
+        settings=made.eval,
+        extractor=extractor if extractor.is_dir() else None,
+        cache=Path(made.data.cache).expanduser() / "references",
+    )
+    write_scores(folder.local / SCORES / f"{name}.json", scores)
+    folder.push(f"{SCORES}/{name}.json")
+
+
+class Scorer:
+    """Scores every snapshot that appears in a run's folder, the newest first, until `finish`.
+
+    Args:
+        config: of the run.
+        storage: where the run's folder is.
+        on_ray: score in a Ray task with `eval.num_cpus` and `eval.num_gpus`; otherwise here, in `finish`.
+    """
+
+    def __init__(self, config: Config, storage: str, *, on_ray: bool) -> None:
+        self.config, self.storage, self.on_ray = config, storage, on_ray
+        self.folder = RunFolder.open(storage, config.run.name)
+        self.tracker = JsonlTracker(self.folder.local / "journal", "eval")
+        self.failed: set[str] = set()
+        self.closing = threading.Event()
+        self.thread = threading.Thread(target=self._loop, name="scorer", daemon=True)
+
+    def start(self) -> None:
+        """Begins to look for snapshots, where there is a Ray to score them on."""
+        if self.on_ray:
+            self.thread.start()
+
+    def finish(self) -> tuple[str, list[Score]] | None:
+        """Waits until every snapshot is scored; name and scores of the best. None: not one could be scored."""
+        self.closing.set()
+        if self.thread.is_alive():
+            self.thread.join()
+        self._loop()
+        self.tracker.close()
+        path = self.folder.pull(BEST)
+        if not path.is_file():
+            return None
+        name = json.loads(path.read_text())["name"]
+        return name, read_scores(self.folder.pull(f"{SCORES}/{name}.json"))
+
+    def _loop(self) -> None:
+        while True:
+            closing = self.closing.is_set()
+            if name := self._next():
+                self._score(name)
+            elif closing:
+                return
+            else:
+                self.closing.wait(LOOK_EVERY_S)
+
+    def _next(self) -> str | None:
+        scored = {Path(name).stem for name in self.folder.names(SCORES)}
+        waiting = [name for name in self.folder.names(SNAPSHOTS) if name not in scored | self.failed]
+        return waiting[-1] if waiting else None
+
+    def _score(self, name: str) -> None:
+        arguments = (self.config.to_dict(), self.storage, name)
+        try:
+            if self.on_ray and ray.is_initialized():
+                settings = self.config.eval
+                task = ray.remote(score_step).options(
+                    num_cpus=settings.num_cpus, num_gpus=settings.num_gpus, max_retries=RETRIES
+                )
+                ray.get(task.remote(*arguments))
+            else:
+                score_step(*arguments)
+        except (GenrayError, ray.exceptions.RayError) as error:
+            cause = str(getattr(error, "cause", error))
+            logger.warning("snapshot %s was not scored: %s", name, cause)
+            self.tracker.event(step_of(name), "not_scored", cause=cause)
+            self.failed.add(name)
+            return
+        scores = read_scores(self.folder.pull(f"{SCORES}/{name}.json"))
+        values = {f"eval/{s.metric}": s.value for s in scores} | {f"eval/{s.metric}_spread": s.spread for s in scores}
+        self.tracker.metrics(step_of(name), values)
+        self._note_best(name, scores[0])
+
+    def _note_best(self, name: str, score: Score) -> None:
+        path = self.folder.pull(BEST)
+        if path.is_file():
+            best = json.loads(path.read_text())
+            if best["metric"] == score.metric and not _ahead(score, best["value"]):
+                return
+        note = {"name": name, "step": step_of(name), "metric": score.metric, "value": score.value}
+        beside = path.with_suffix(".tmp")
+        beside.write_text(json.dumps(note))
+        beside.replace(path)
+        self.folder.push(BEST)
+
+
+def _ahead(score: Score, best: float) -> bool:
+    sign = 1 if METRICS[score.metric].direction == "max" else -1
+    return math.isfinite(score.value) and (not math.isfinite(best) or sign * (score.value - best) > 0)

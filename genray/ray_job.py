@@ -1,0 +1,235 @@
+"""One job, end to end: train, track, score, register, promote."""
+
+import json
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Literal
+
+from genray import distributed, mlflow_champion, mlflow_registry, mlflow_store, mlflow_tracking, ray_train
+from genray.checkpoint import EXTRACTOR, SNAPSHOTS, step_of
+from genray.config import Config
+from genray.data.images import ImageSet, load_images
+from genray.errors import RegistryError, TrackingError
+from genray.estimate import memory_mb, num_parameters
+from genray.evaluation.protocol import Score
+from genray.mlflow_drain import Delivery, Drain
+from genray.paths import base_directory
+from genray.ray_evaluate import Scorer
+from genray.storage import RunFolder
+from genray.trainer import Outcome, check_same_run, train
+
+DELIVERY_TIMEOUT_S = 60.0
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+Best = tuple[str, list[Score]]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a job leaves behind."""
+
+    outcome: Outcome
+    run_id: str
+    delivery: Delivery
+    scores: list[Score]
+    version: int
+    verdict: str
+
+
+class Stopped(BaseException):
+    """SIGTERM: the job is asked to end."""
+
+
+def plan(config: Config) -> dict[str, Any]:
+    """What `run` would do and ask for; asks for nothing."""
+    cluster = config.cluster
+    workers = max(1, cluster.num_workers)
+    return {
+        "config": config.to_dict(),
+        "parameters": num_parameters(config),
+        "memory_mb_per_worker": memory_mb(config),
+        "resources": {
+            "workers": cluster.num_workers,
+            "CPU": workers * cluster.cpus_per_worker,
+            "GPU": workers * int(cluster.use_gpu),
+            "scoring": {"CPU": config.eval.num_cpus, "GPU": config.eval.num_gpus},
+        },
+    }
+
+
+def run(config: Config) -> Report:
+    """Trains, tracks, scores, registers and promotes `config`, whose paths are absolute; prints what came of it.
+
+    Raises:
+        GenrayError: what was wrong; before anything is asked of Ray where that can be known.
+    """
+    uri = mlflow_tracking.resolve_uri(config.tracking.uri, base_directory())
+    images = load_images(config.data, "train")
+    folder = RunFolder.open(config.run.storage, config.run.name)
+    folder.probe()
+    _claim(folder, config)
+    can_score = _bring_extractor(folder, config, uri)
+    run_id = _start_tracking(folder, config, uri, images)
+    drain = Drain(uri, run_id, folder.local / "journal", refresh=lambda: _refresh(folder))
+    drain.start()
+    status: Status = "FAILED"
+    try:
+        with _sigterm_raises():
+            outcome, best = _train_and_score(config, can_score)
+            version, decision = _register(config, folder, uri, run_id, best)
+        status = "FINISHED"
+    except (Stopped, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    finally:
+        delivery = drain.finish(DELIVERY_TIMEOUT_S)
+        _end_tracking(uri, run_id, status)
+    verdict = decision.reason if decision else "not compared with the champion: there is no score"
+    report = Report(outcome, run_id, delivery, best[1] if best else [], version, verdict)
+    _print(config, uri, report)
+    return report
+
+
+def _end_tracking(uri: str, run_id: str, status: Status) -> None:
+    """Says in MLflow how the run ended; a server that is away is only reported."""
+    try:
+        mlflow_tracking.end_run(uri, run_id, status)
+    except TrackingError as error:
+        logger.warning("MLflow was not told that the run is %s: %s", status, error)
+
+
+def _refresh(folder: RunFolder) -> None:
+    if folder.remote is not None:
+        folder.pull("journal")
+
+
+def _claim(folder: RunFolder, config: Config) -> None:
+    """Notes the config of a new run; refuses another one under the name of an old run."""
+    path = folder.pull("config.json")
+    if path.is_file():
+        check_same_run(Config.from_dict(json.loads(path.read_text())), config)
+    path.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+    folder.push("config.json")
+
+
+def _bring_extractor(folder: RunFolder, config: Config, uri: str) -> bool:
+    """Puts the classifier that scores need into the run's folder; whether there is anything to score with."""
+    if config.objective.product == "classifier":
+        return True
+    if not folder.pull(EXTRACTOR).is_dir():
+        model = config.eval.extractor or f"{config.data.name}-classifier@champion"
+        try:
+            mlflow_champion.fetch(model, uri, folder.local / EXTRACTOR)
+            folder.push(EXTRACTOR)
+        except RegistryError as error:
+            if config.eval.extractor:
+                raise
+            logger.warning(
+                "no FID for this run: %s; train the preset %s-classifier first, or set eval.extractor",
+                error,
+                config.data.name,
+            )
+            return config.objective.product == "vae"
+    return True
+
+
+def _start_tracking(folder: RunFolder, config: Config, uri: str, images: ImageSet) -> str:
+    """The MLflow run of this run: a new one, or the one that an earlier start of it noted in its folder."""
+    path = folder.pull("mlflow.json")
+    known = json.loads(path.read_text())["run_id"] if path.is_file() else None
+    data = mlflow_tracking.TrainingData(
+        name=config.data.name,
+        source=config.data.root or config.data.name,
+        digest=images.digest,
+        num_images=len(images.images),
+    )
+    try:
+        run_id = mlflow_tracking.start_run(
+            uri,
+            experiment=config.tracking.experiment or f"genray/{config.data.name}",
+            name=config.run.name,
+            params=config.flat(),
+            config=config.to_dict(),
+            tags=mlflow_tracking.provenance_tags()
+            | {"genray.task": config.task, "genray.images_skipped": str(images.num_skipped)},
+            dataset=data,
+            run_id=known,
+        )
+    except TrackingError as error:
+        if known is None:
+            raise
+        logger.warning("the run goes on, and its journal is delivered later: %s", error)
+        return str(known)
+    path.write_text(json.dumps({"uri": mlflow_store.redact(uri), "run_id": run_id}) + "\n")
+    folder.push("mlflow.json")
+    print(f"MLflow run {run_id} in {mlflow_store.redact(uri)}", flush=True)  # noqa: T201
+    return run_id
+
+
+def _train_and_score(config: Config, can_score: bool) -> tuple[Outcome, Best | None]:
+    """Trains on Ray, or here with `cluster.num_workers=0`, while snapshots are scored; the best of them."""
+    on_ray = config.cluster.num_workers > 0
+    storage = config.run.storage
+    if on_ray:
+        ray_train.connect(config.cluster.num_workers * config.cluster.cpus_per_worker)
+        if warning := ray_train.check_resources(config):
+            logger.warning(warning)
+    scorer = Scorer(config, storage, on_ray=on_ray)
+    if can_score:
+        scorer.start()
+    if on_ray:
+        outcome = ray_train.fit(config, storage)
+    else:
+        world = distributed.current(config.cluster.use_gpu)
+        outcome = train(config, load_images(config.data, "train"), RunFolder.open(storage, config.run.name), world)
+    return outcome, scorer.finish() if can_score else None
+
+
+def _register(
+    config: Config, folder: RunFolder, uri: str, run_id: str, best: Best | None
+) -> tuple[int, mlflow_registry.Decision | None]:
+    """Registers the best snapshot, or the last where there are no scores, and lets it compete."""
+    name = best[0] if best else folder.names(SNAPSHOTS)[-1]
+    tags = {"genray.run": config.run.name, "genray.step": str(step_of(name))}
+    for score in best[1] if best else []:
+        tags[f"genray.eval.{score.metric}"] = f"{score.value:.6g}"
+    directory = folder.pull(f"{SNAPSHOTS}/{name}")
+    version = mlflow_registry.register(uri, directory, run_id=run_id, task=config.task, tags=tags)
+    if best is None or not config.eval.promote:
+        return version, None
+    extractor = folder.local / EXTRACTOR
+    return version, mlflow_champion.promote(
+        uri, f"{config.task}/{version}", config.data, config.eval, extractor if extractor.is_dir() else None
+    )
+
+
+def _print(config: Config, uri: str, report: Report) -> None:
+    lines = [f"trained   {report.outcome.step} steps, {report.outcome.samples_seen} images"]
+    lines += [f"score     {s.metric} {s.value:.4f} ± {s.spread:.4f}" for s in report.scores]
+    lines += [f"MLflow    run {report.run_id} in {mlflow_store.redact(uri)}"]
+    if not report.delivery.complete:
+        lines += [f"          {report.delivery.unsent} values are still unsent: the same command delivers them"]
+    lines += [f"registry  {config.task} version {report.version}: {report.verdict}"]
+    print("\n".join(lines), flush=True)  # noqa: T201
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Within the block SIGTERM raises `Stopped`, so that the run is closed properly."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,170 @@
+"""DDP training on Ray Train: the same trainer, on many workers.
+
+Ray starts the workers and restarts them when one dies. Resuming is the trainer's own: a restarted
+group finds the newest whole checkpoint in the run's storage, so nothing hangs on what Ray remembers.
+"""
+
+import os
+import secrets
+import uuid
+from dataclasses import asdict
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from genray import distributed
+from genray.config import Config
+from genray.data.images import load_images
+from genray.distributed import World
+from genray.errors import ClusterError, DivergenceError, GenrayError, ResumeError, StorageError
+from genray.storage import RunFolder
+from genray.trainer import Outcome, train
+
+COLLECTIVE_TIMEOUT_S = 600
+POLL_INTERVAL_S = 0.5
+SHARED = ".shared"
+LOOPBACK = "127.0.0.1"
+# Ray would print every line of a worker a second time
+QUIET = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+# raised by every rank at once, after a decision that all of them took: to start again would end the same way
+FINAL = {"DivergenceError": DivergenceError, "ResumeError": ResumeError}
+
+
+def connect(num_cpus: float) -> bool:
+    """Joins the cluster of RAY_ADDRESS, or starts Ray on this machine; whether it was started here.
+
+    Raises:
+        ClusterError: RAY_ADDRESS does not answer, or this machine has fewer than `num_cpus` cores.
+    """
+    if ray.is_initialized():
+        return False
+    address = os.environ.get("RAY_ADDRESS")
+    os.environ.update({"RAY_CHDIR_TO_TRIAL_DIR": "0"} | QUIET)
+    if address:
+        try:
+            ray.init(log_to_driver=True)
+        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            raise ClusterError(
+                f"RAY_ADDRESS={address!r} does not answer: {error}; start the cluster, set RAY_AUTH_TOKEN if it asks "
+                "for one, or unset RAY_ADDRESS to use this machine"
+            ) from error
+        return False
+    cores = os.cpu_count() or 1
+    if num_cpus > cores:
+        raise ClusterError(
+            f"the workers ask for {num_cpus:g} cores, and this machine has {cores}; lower cluster.num_workers or "
+            "cluster.cpus_per_worker, or set RAY_ADDRESS"
+        )
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # for this process and its workers only
+    ray.init(num_cpus=cores, dashboard_host=LOOPBACK, _node_ip_address=LOOPBACK)
+    return True
+
+
+def check_resources(config: Config) -> str | None:
+    """A warning where the cluster, as it is now, has not what the run asks for; an autoscaler may bring it."""
+    cluster, total = config.cluster, ray.cluster_resources()
+    wanted = {"CPU": cluster.num_workers * cluster.cpus_per_worker, "GPU": float(cluster.num_workers * cluster.use_gpu)}
+    short = [f"{n:g} {kind}, it has {total.get(kind, 0):g}" for kind, n in wanted.items() if n > total.get(kind, 0)]
+    return f"the run asks for {' and '.join(short)}: waiting for the cluster to grow" if short else None
+
+
+def fit(config: Config, storage: str) -> Outcome:
+    """Trains `config` on the workers it asks for; the run's folder is in `storage`, which all nodes see.
+
+    Raises:
+        DivergenceError, ResumeError: as the trainer raised them.
+        ClusterError: workers died more often than `cluster.max_failures`; says of what.
+    """
+    cluster = config.cluster
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_INTERVAL_S))
+    folder = RunFolder.open(storage, config.run.name)
+    token = uuid.uuid4().hex
+    (folder.local / SHARED).write_text(token)
+    folder.push(SHARED)
+    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1.0} if cluster.use_gpu else {})
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"config": config.to_dict(), "storage": storage, "token": token},
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=cluster.num_workers,
+            use_gpu=cluster.use_gpu,
+            resources_per_worker=resources,
+        ),
+        run_config=ray.train.RunConfig(
+            name=token,  # a name of its own: Ray would call a run of a known name finished, or resume it its own way
+            storage_path=f"{storage}/{config.run.name}/.ray",
+            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=3),
+            worker_runtime_env={"env_vars": worker_environment()},
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _cause(error) from error
+    finally:
+        folder.remove(".ray")
+    returned: dict[str, Any] = result.return_value
+    if returned.get("error") in FINAL:
+        raise FINAL[returned["error"]](returned["message"])
+    return Outcome(**returned)
+
+
+def worker_environment() -> dict[str, str]:
+    """What workers need to know of the driver's environment."""
+    names = ("MLFLOW_TRACKING_URI", "GENRAY_DATA", "RAY_AUTH_MODE")
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    return (
+        found
+        | {
+            "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+            "RAY_CHDIR_TO_TRIAL_DIR": "0",
+            "PYTHONUNBUFFERED": "1",
+        }
+        | QUIET
+    )
+
+
+def work(task: dict[str, Any]) -> dict[str, Any]:
+    """What one worker does: joins the ranks that Ray has set up, and trains."""
+    config = Config.from_dict(task["config"])
+    torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
+    folder = RunFolder.open(task["storage"], config.run.name)
+    check_shared(folder, task["storage"], task["token"])
+    images = load_images(config.data, "train")
+    here = distributed.current(use_gpu=False)
+    world = World(here.rank, here.world_size, get_device())
+    try:
+        return asdict(train(config, images, folder, world))
+    except tuple(FINAL.values()) as error:
+        return {"error": type(error).__name__, "message": str(error)}
+
+
+def check_shared(folder: RunFolder, storage: str, token: str) -> None:
+    """Makes sure that this node sees the folder that the driver wrote `token` to.
+
+    Raises:
+        StorageError: it sees another one.
+    """
+    path = folder.pull(SHARED)
+    if not path.is_file() or path.read_text() != token:
+        raise StorageError(
+            f"run.storage={storage!r} is not the same folder on node {ray.util.get_node_ip_address()} as on the "
+            "driver's; give a path that all nodes share, or an s3:// or gs:// URI"
+        )
+
+
+def _cause(error: Exception) -> GenrayError:
+    """The error behind a failed run, as short as it can be said."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    for rank, failure in sorted(failures.items()):
+        inner = getattr(failure, "cause", failure) or failure
+        if isinstance(inner, GenrayError):
+            return inner
+        lines = [line.strip() for line in str(inner).splitlines() if line.strip()] or [repr(inner)]
+        return ClusterError(f"worker of rank {rank} failed: {lines[-1]}")
+    return ClusterError(f"Ray could not run the workers: {str(error).strip().splitlines()[-1]}")

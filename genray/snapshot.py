@@ -1,0 +1,121 @@
+"""What people use: EMA weights and the configuration that made them.
+
+A snapshot is a sealed folder of three files: `model.safetensors`, `config.json`, `manifest.json`.
+Nothing in it is code, and nothing is unpickled.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from genray import __version__
+from genray.config import Config
+from genray.errors import CheckpointError, ConfigError
+from genray.manifest import seal, verify
+
+WEIGHTS, CARD = "model.safetensors", "config.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A trained module with everything that must be known to use it."""
+
+    module: nn.Module
+    """In eval mode, on the CPU, in fp32."""
+    config: Config
+    task: str
+    product: str
+    """Which network of the run it is: generator, vae or classifier."""
+    step: int
+    samples_seen: int
+    image_shape: tuple[int, int, int]
+    """(C, H, W)."""
+    classes: tuple[str, ...]
+    data_digest: str
+    """SHA-256 of the training images and labels."""
+    digest: str
+    """SHA-256 of the manifest: the identity of the snapshot."""
+
+
+def save(
+    directory: Path,
+    module: nn.Module,
+    config: Config,
+    *,
+    step: int,
+    samples_seen: int,
+    classes: tuple[str, ...],
+    data_digest: str,
+) -> str:
+    """Writes a snapshot of `module`, the product of a run with `config`, at `directory`; returns its digest."""
+    card = {
+        "format": FORMAT,
+        "genray": __version__,
+        "task": config.task,
+        "product": config.objective.product,
+        "step": step,
+        "samples_seen": samples_seen,
+        "image_shape": list(config.data.image_shape),
+        "classes": list(classes),
+        "data": {"name": config.data.name, "digest": data_digest},
+        "config": config.to_dict(),
+    }
+    weights = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in module.state_dict().items()}
+
+    def write(folder: Path) -> None:
+        save_file(weights, folder / WEIGHTS)
+        (folder / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
+
+    return seal(directory, write)
+
+
+def load(directory: Path) -> Snapshot:
+    """The snapshot at `directory`.
+
+    Raises:
+        CheckpointError: the folder is not a snapshot, is damaged, or does not fit its own configuration.
+    """
+    digest = verify(directory, (WEIGHTS, CARD))
+    card = _read_card(directory / CARD)
+    try:
+        config = Config.from_dict(card["config"])
+        shape = tuple(int(n) for n in card["image_shape"])
+        if len(shape) != 3 or not all(1 <= n <= 4096 for n in shape):
+            raise CheckpointError(f"{directory / CARD}: image_shape={shape} is no (C, H, W) of 1 to 4096 each")
+        classes = tuple(str(name) for name in card["classes"])
+        product = config.objective.product
+        with torch.random.fork_rng(devices=[]):
+            module = config.model.build(shape, len(classes))[product]
+        module.load_state_dict(load_file(directory / WEIGHTS), strict=True)
+        return Snapshot(
+            module=module.eval().requires_grad_(False),
+            config=config,
+            task=config.task,
+            product=product,
+            step=int(card["step"]),
+            samples_seen=int(card["samples_seen"]),
+            image_shape=shape,
+            classes=classes,
+            data_digest=str(card["data"]["digest"]),
+            digest=digest,
+        )
+    except (ConfigError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{directory} does not hold what its {CARD} says: {error}") from error
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(path.read_text())
+        version = card["format"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(f"{path} is no snapshot configuration: {error!r}") from error
+    if version != FORMAT:
+        raise CheckpointError(f"{path} has format {version!r}; this genray reads format {FORMAT}: update genray")
+    return dict(card)

@@ -1,0 +1,135 @@
+"""The folder of one run: local files, mirrored to wherever `run.storage` says.
+
+On a path that every node sees, the local folder *is* the storage. On an object store the run works
+in a local scratch folder and copies what is finished, the manifest of a sealed folder last, so that
+what is listed there is whole.
+"""
+
+import hashlib
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyarrow import fs
+
+from genray.errors import StorageError
+from genray.manifest import MANIFEST
+
+SCRATCH = Path("~/.cache/genray/runs")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where one run keeps its checkpoints, snapshots, scores and journal."""
+
+    local: Path
+    remote: fs.FileSystem | None = None
+    """The storage behind a scratch folder; None: `local` is the storage."""
+
+    @classmethod
+    def open(cls, storage: str, name: str) -> "RunFolder":
+        """The folder of run `name`, made if it is new.
+
+        Raises:
+            StorageError: the storage is not a path or URI that can be used, or cannot be written.
+        """
+        if not name or name.startswith(".") or "/" in name:
+            raise StorageError(f"run.name={name!r} cannot name a folder; use letters, digits, '-' and '_'")
+        try:
+            if "://" not in storage or storage.startswith("file://"):
+                local = Path(storage.removeprefix("file://")).expanduser().absolute() / name
+                local.mkdir(parents=True, exist_ok=True)
+                return cls(local)
+            filesystem, base = fs.FileSystem.from_uri(storage)
+            filesystem.create_dir(f"{base}/{name}", recursive=True)
+        except (OSError, ValueError) as error:
+            raise _unusable(storage, error) from error
+        key = hashlib.sha256(f"{storage}/{name}".encode()).hexdigest()[:16]
+        local = SCRATCH.expanduser() / f"{name}-{key}"
+        local.mkdir(parents=True, exist_ok=True)
+        return cls(local, fs.SubTreeFileSystem(f"{base}/{name}", filesystem))
+
+    def probe(self) -> None:
+        """Writes, reads and deletes a small file in the storage.
+
+        Raises:
+            StorageError: one of the three failed.
+        """
+        name = f".probe-{uuid.uuid4().hex}"
+        try:
+            (self.local / name).write_text(name)
+            self.push(name)
+            found = self.pull(name).read_text()
+            self.remove(name)
+        except OSError as error:
+            raise _unusable(str(self.local), error) from error
+        if found != name:
+            raise _unusable(str(self.local), OSError("it gave back other bytes than were written"))
+
+    def names(self, folder: str) -> list[str]:
+        """Sorted names of what `folder` holds in the storage, without hidden ones."""
+        if self.remote is None:
+            path = self.local / folder
+            found = [p.name for p in path.iterdir()] if path.is_dir() else []
+        else:
+            selector = fs.FileSelector(folder, allow_not_found=True)
+            found = [info.base_name for info in self.remote.get_file_info(selector)]
+        return sorted(name for name in found if not name.startswith("."))
+
+    def push(self, relative: str) -> None:
+        """Copies a finished local file or sealed folder to the storage."""
+        if self.remote is None:
+            return
+        source = self.local / relative
+        if source.is_file():
+            self._copy_out(relative)
+            return
+        self.remote.create_dir(relative, recursive=True)
+        for path in sorted(source.iterdir(), key=lambda p: p.name == MANIFEST):
+            self._copy_out(f"{relative}/{path.name}")
+
+    def pull(self, relative: str) -> Path:
+        """The local path of a file or folder of the storage, copied here first where it is remote."""
+        target = self.local / relative
+        if self.remote is None:
+            return target
+        info = self.remote.get_file_info(relative)
+        if info.type == fs.FileType.NotFound:
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+        fs.copy_files(relative, str(beside), source_filesystem=self.remote, destination_filesystem=fs.LocalFileSystem())
+        if target.is_dir():
+            shutil.rmtree(target)
+        beside.rename(target)
+        return target
+
+    def remove(self, relative: str) -> None:
+        """Deletes a file or folder here and in the storage; one that is gone already is fine."""
+        if self.remote is not None:
+            info = self.remote.get_file_info(relative)
+            if info.type == fs.FileType.Directory:
+                self.remote.delete_dir(relative)
+            elif info.type == fs.FileType.File:
+                self.remote.delete_file(relative)
+        path = self.local / relative
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    def _copy_out(self, relative: str) -> None:
+        assert self.remote is not None
+        parent = relative.rpartition("/")[0]
+        if parent:
+            self.remote.create_dir(parent, recursive=True)
+        with (self.local / relative).open("rb") as source, self.remote.open_output_stream(relative) as out:
+            shutil.copyfileobj(source, out, 1 << 20)
+
+
+def _unusable(storage: str, error: Exception) -> StorageError:
+    return StorageError(
+        f"run.storage={storage!r} cannot be used: {error}; "
+        "give a folder or URI (s3://, gs://) that this user may write to"
+    )

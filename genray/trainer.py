@@ -1,0 +1,315 @@
+"""The loop: batch, phases, EMA, log, snapshot, checkpoint. It never asks what it trains."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genray import distributed, optim
+from genray.checkpoint import Checkpoint, Store, best_step, latest, store_for
+from genray.config import Config, differences, per_rank_batch_size
+from genray.data.images import ImageSet
+from genray.data.sampler import Loader, Sampler
+from genray.distributed import World
+from genray.ema import EMA
+from genray.errors import DivergenceError, ResumeError
+from genray.meter import Meter
+from genray.objectives import Batch, Networks, Objective, Phase
+from genray.progress import Progress
+from genray.sampling import generate, grid, latents
+from genray.storage import RunFolder
+from genray.streams import Draws, derive_seed
+from genray.tracking import JsonlTracker, NullTracker, Tracker
+
+GRID_IMAGES = 64
+
+
+@dataclass
+class PhaseState:
+    """One phase at work: its module's optimiser and the updates it skipped."""
+
+    phase: Phase
+    optimizer: torch.optim.Optimizer
+    peak_lr: float
+    skipped: Tensor
+    """Updates skipped so far, and how many of them in a row just now: (2,) on the device."""
+    own_fault: Tensor
+    """Non-finite losses of this rank, () on the device."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    step: int
+    samples_seen: int
+    resumed_from: int
+    metrics: dict[str, float]
+    """The last logged values."""
+
+
+def train(config: Config, images: ImageSet, folder: RunFolder, world: World) -> Outcome:
+    """One rank of the whole run: trains `config` on `images` in `folder`, from where it was left."""
+    journal = folder.pull("journal")
+    tracker: Tracker = JsonlTracker(journal, "train") if world.rank == 0 else NullTracker()
+    return Trainer(config, images, folder, store=store_for(folder, world.rank), tracker=tracker, world=world).fit()
+
+
+def train_step(
+    objective: Objective,
+    phases: list[PhaseState],
+    networks: Networks,
+    batch: Batch,
+    autocast: AbstractContextManager[Any],
+) -> dict[str, Tensor]:
+    """Metrics of one step: every due phase updated once, in order. No host sync."""
+    for module in networks.bare.values():
+        module.requires_grad_(True)
+    with autocast:
+        shared = objective.prepare(networks, batch)
+    metrics: dict[str, Tensor] = {}
+    for state in phases:
+        phase, own = state.phase, networks.bare[state.phase.module]
+        if not phase.due(batch.step):
+            continue
+        for module in networks.bare.values():
+            module.requires_grad_(module is own)
+        state.optimizer.zero_grad(set_to_none=True)
+        for part in phase.parts:
+            with distributed.no_sync(networks.wrapped[phase.module]) if part != phase.parts[-1] else nullcontext():
+                with autocast:
+                    loss, logged = objective.loss(phase.module, part, networks, batch, shared)
+                metrics |= logged
+                poisoned(loss, state.own_fault).backward()  # type: ignore[no-untyped-call]
+        metrics[f"{phase.module}/grad_norm"] = guarded_update(state)
+    return metrics
+
+
+def poisoned(loss: Tensor, fault: Tensor) -> Tensor:
+    """`loss`, or NaN gradients where it is not finite: averaged over ranks they stop every rank's update."""
+    finite = loss.detach().isfinite()
+    fault += ~finite
+    return loss * torch.where(finite, 1.0, torch.nan)
+
+
+def guarded_update(state: PhaseState) -> Tensor:
+    """Norm of the phase's gradients, which move the weights only if it is finite: decided on the device."""
+    gradients = [p.grad for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    bad = (~norm.isfinite()).to(torch.float32)
+    state.optimizer.found_inf = bad  # type: ignore[attr-defined]
+    state.optimizer.step()
+    state.skipped[0] += bad
+    state.skipped[1] = (state.skipped[1] + 1) * bad
+    return norm
+
+
+class Trainer:
+    """One run on one rank; `fit` goes on from the newest checkpoint of the run, if there is one.
+
+    Args:
+        config: the run.
+        images: its training images.
+        folder: where its checkpoints are read from.
+        store: where they are written to.
+        tracker: where its metrics and grids go.
+        world: this rank.
+    """
+
+    def __init__(
+        self, config: Config, images: ImageSet, folder: RunFolder, *, store: Store, tracker: Tracker, world: World
+    ) -> None:
+        self.config, self.images, self.folder, self.world = config, images, folder, world
+        self.store, self.tracker = store, tracker
+        train, objective = config.train, config.objective
+        per_rank = per_rank_batch_size(train.global_batch_size, world.world_size)
+        self.share = slice(world.rank * per_rank, (world.rank + 1) * per_rank)
+        torch.manual_seed(derive_seed(train.seed, "weights"))
+        built = config.model.build(config.data.image_shape, len(images.classes))
+        layout = torch.channels_last if train.channels_last else torch.contiguous_format
+        bare = {name: module.to(world.device, memory_format=layout) for name, module in built.items()}  # type: ignore[call-overload]
+        self.product: nn.Module = bare[objective.product]
+        self.ema = EMA(self.product, train.ema_half_life)
+        self.networks = Networks(bare, {name: distributed.wrap(module) for name, module in bare.items()})
+        self.phases = [self._phase_state(phase) for phase in objective.phases]
+        self.loader = Loader(
+            images,
+            Sampler(len(images.images), train.global_batch_size, train.seed),
+            seed=train.seed,
+            rank_slice=self.share,
+            device=world.device,
+            flip=config.data.flip,
+            channels_last=train.channels_last,
+        )
+        self.meter = Meter()
+        self.progress = Progress(train.num_steps, train.global_batch_size, world)
+        self.step = 0
+
+    @property
+    def samples_seen(self) -> int:
+        """Real images consumed so far, over all ranks."""
+        return self.step * self.config.train.global_batch_size
+
+    def fit(self) -> Outcome:
+        """Trains to the last step; the state is in the newest checkpoint, the product in the newest snapshot."""
+        train = self.config.train
+        self.resume()
+        resumed_from, logged = self.step, dict[str, float]()
+        try:
+            self.progress.start(self.step)
+            while self.step < train.num_steps:
+                self.update()
+                if self._due(train.log_every):
+                    logged = self.log()
+                if train.sample_every and self._due(train.sample_every):
+                    self.tracker.image(self.step, "samples/fixed_z", self.draw_grid())
+                if self._due(train.checkpoint_every):
+                    self.save()
+        finally:
+            self.progress.stop()
+            self.tracker.close()
+        return Outcome(self.step, self.samples_seen, resumed_from, logged)
+
+    def update(self) -> None:
+        """One step, and the EMA after it."""
+        train, seen = self.config.train, self.samples_seen
+        total = train.num_steps * train.global_batch_size
+        torch.manual_seed(derive_seed(train.seed, f"rank {self.world.rank}", self.step))
+        for state in self.phases:
+            optim.set_lr(state.optimizer, state.peak_lr * optim.lr_factor(self.config.optim, seen, total))
+        with self.progress.waiting_for_data():
+            images, labels = self.loader.batch(self.step)
+        draws = Draws(
+            seed=train.seed,
+            step=self.step,
+            num_global=train.global_batch_size,
+            start=self.share.start,
+            stop=self.share.stop,
+            device=self.world.device,
+        )
+        batch = Batch(images=images, labels=labels, step=self.step, samples_seen=seen, draws=draws)
+        self.meter.add(train_step(self.config.objective, self.phases, self.networks, batch, self._autocast()))
+        self.step += 1
+        self.ema.update(self.product, train.global_batch_size, self.samples_seen)
+
+    def log(self) -> dict[str, float]:
+        """Means since the last log point over all ranks: the one place where the host waits for the device."""
+        for state in self.phases:
+            self.meter.set(f"{state.phase.module}/skipped", state.skipped[0])
+            self.meter.set(f"{state.phase.module}/skipped_in_a_row", state.skipped[1])
+        values = self.meter.collect()
+        for state in self.phases:
+            self._check_divergence(state, values.pop(f"{state.phase.module}/skipped_in_a_row"))
+        values["optim/lr"] = self.phases[-1].optimizer.param_groups[0]["lr"]
+        values |= self.progress.report(self.step, values)
+        self.tracker.metrics(self.step, values)
+        return values
+
+    def draw_grid(self) -> np.ndarray:
+        """(H, W, 3) uint8: images of the EMA, from the same latents and labels at every step of the run."""
+        module: Any = self.ema.module
+        z = latents(GRID_IMAGES, module.latent_dim, derive_seed(self.config.train.seed, "fixed z"))
+        labels = torch.arange(GRID_IMAGES) % module.num_labels if module.num_labels else None
+        return grid(generate(module, z, labels))
+
+    def save(self) -> None:
+        """A checkpoint and a snapshot of this step; older ones go, but for the best."""
+        for module in (*self.networks.bare.values(), self.ema.module):
+            distributed.average_buffers(module)
+        self.tracker.flush()
+        self.store.save_snapshot(self.ema.module, self.config, self.step, self.images)
+        self.store.save(self.checkpoint())
+        self.store.prune(self.config.train.keep, best_step(self.folder))
+
+    def checkpoint(self) -> Checkpoint:
+        """Everything that a restart needs, on the CPU."""
+        tensors = {f"ema/{k}": v for k, v in self.ema.module.state_dict().items()}
+        for name, module in self.networks.bare.items():
+            tensors |= {f"modules/{name}/{k}": v for k, v in module.state_dict().items()}
+        for state in self.phases:
+            name = state.phase.module
+            tensors |= {f"optim/{name}/{k}": v for k, v in optim.state_tensors(state.optimizer)}
+            tensors |= {f"skipped/{name}": state.skipped, f"own_fault/{name}": state.own_fault}
+        tensors |= {f"meter/{k}": v for k, v in self.meter.sums.items()}
+        # each tensor a copy: the file must not change while the loop goes on, nor share memory
+        on_cpu = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+        state_json = {
+            "config": self.config.to_dict(),
+            "data_digest": self.images.digest,
+            "meter_counts": self.meter.counts,
+            "world_size": self.world.world_size,
+        }
+        return Checkpoint(self.step, on_cpu, state_json)
+
+    def resume(self) -> None:
+        """Takes up the newest whole checkpoint of the run, the same one on every rank.
+
+        Raises:
+            ResumeError: it is of another configuration, or of other images.
+        """
+        found = latest(self.folder, distributed.from_rank_zero)
+        if found is None:
+            return
+        check_same_run(Config.from_dict(found.state["config"]), self.config)
+        if found.state["data_digest"] != self.images.digest:
+            raise ResumeError(
+                f"run.name={self.config.run.name!r} was trained on other images: their digest was "
+                f"{found.state['data_digest'][:12]}…, now it is {self.images.digest[:12]}…; choose another run.name"
+            )
+        self.ema.module.load_state_dict(found.under("ema/"))
+        for name, module in self.networks.bare.items():
+            module.load_state_dict(found.under(f"modules/{name}/"))
+        for state in self.phases:
+            name = state.phase.module
+            optim.load_state_tensors(state.optimizer, found.under(f"optim/{name}/"))
+            state.skipped.copy_(found.tensors[f"skipped/{name}"])
+            state.own_fault.copy_(found.tensors[f"own_fault/{name}"])
+        sums = {k: v.to(self.world.device) for k, v in found.under("meter/").items()}
+        self.meter = Meter(sums, dict(found.state["meter_counts"]))
+        self.step = found.step
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.train.num_steps
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.config.train.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.world.device.type, torch.bfloat16)
+
+    def _phase_state(self, phase: Phase) -> PhaseState:
+        lr = self.config.optim.phase_lr(phase.module)
+        device = self.world.device
+        return PhaseState(
+            phase=phase,
+            optimizer=optim.build(self.networks.bare[phase.module], self.config.optim, lr),
+            peak_lr=lr,
+            skipped=torch.zeros(2, device=device),
+            own_fault=torch.zeros((), dtype=torch.int64, device=device),
+        )
+
+    def _check_divergence(self, state: PhaseState, in_a_row: float) -> None:
+        if in_a_row < self.config.train.max_skipped:
+            return
+        faults = distributed.from_all_ranks(int(state.own_fault))
+        ranks = [rank for rank, count in enumerate(faults) if count] or list(range(len(faults)))
+        raise DivergenceError(
+            f"phase {state.phase.module!r} diverged at step {self.step}: {in_a_row:.0f} updates in a row were skipped "
+            f"for non-finite losses or gradients, first on rank {ranks[0]}; the weights are those of the last good "
+            "update; lower optim.lr, or train in fp32"
+        )
+
+
+def check_same_run(saved: Config, wanted: Config) -> None:
+    """Refuses to resume `saved` as `wanted` where that would change its numbers.
+
+    Raises:
+        ResumeError: lists the fields that differ.
+    """
+    if fields := differences(saved, wanted):
+        raise ResumeError(
+            f"run.name={wanted.run.name!r} exists with another configuration: {'; '.join(fields)}; "
+            "use those values to resume it, or another run.name"
+        )

@@ -1,0 +1,98 @@
+"""Configs refuse early, and survive JSON."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from conftest import tiny_config
+
+from genray.config import Cluster, Config, Data, Optim, Train, differences
+from genray.errors import ConfigError
+from genray.models.dcgan import DCGAN
+from genray.objectives.gan import GAN
+from genray.presets import PRESETS, expectation, preset
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_read_back_from_json_is_equal(name):
+    config = preset(name)
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_says_hardware_time_and_score(name):
+    expect = expectation(name)
+    assert expect.summary and expect.hardware and expect.time and expect.score
+
+
+def refused(make) -> str:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    return str(caught.value)
+
+
+def test_unknown_preset_names_the_nearest():
+    assert refused(lambda: preset("mnist-dcgn")) == (
+        "unknown preset 'mnist-dcgn'; choose from cifar10-dcgan, digits-classifier, digits-dcgan, digits-vae, "
+        "folder-dcgan, mnist-classifier, mnist-dcgan, mnist-vae (did you mean 'mnist-dcgan'?)"
+    )
+
+
+def test_batch_that_the_workers_do_not_divide_is_refused():
+    train = Train(num_steps=8, global_batch_size=250)
+    assert refused(lambda: tiny_config(train=train, cluster=Cluster(num_workers=4))) == (
+        "train.global_batch_size=250 does not divide by 4 workers; use 248 or 252"
+    )
+
+
+def test_image_size_that_the_model_cannot_make_is_refused():
+    assert refused(lambda: tiny_config(data=Data(name="mnist", image_size=(30, 30)))) == (
+        "model dcgan cannot make images of 30 x 30 pixels: the smaller side must be 4 to 7 times a power of two, and "
+        "the other a multiple of that power; set data.image_size, e.g. to 28 28"
+    )
+
+
+def test_gradient_penalty_over_batch_norm_is_refused():
+    message = refused(lambda: tiny_config(model=DCGAN(), objective=GAN(gamma=1.0)))
+    assert message.startswith("objective.gamma=1.0 penalises a gradient per sample")
+
+
+def test_folder_without_an_image_size_is_refused():
+    assert refused(lambda: Data(name="folder")) == (
+        "data.image_size is not set, and 'folder' has no size of its own; say e.g. 64 64"
+    )
+
+
+def test_learning_rate_of_zero_is_refused():
+    assert refused(lambda: Optim(lr=0.0)) == "optim.lr=0.0 must be above 0, e.g. 2e-4"
+
+
+def test_unknown_field_in_a_saved_config_names_the_nearest():
+    values = tiny_config().to_dict()
+    values["train"]["num_step"] = values["train"].pop("num_steps")
+    assert "did you mean 'train.num_steps'?" in refused(lambda: Config.from_dict(values))
+
+
+def test_wrong_type_in_a_saved_config_is_refused():
+    values = tiny_config().to_dict()
+    values["train"]["num_steps"] = "many"
+    assert refused(lambda: Config.from_dict(values)) == "train.num_steps='many' is not of type int"
+
+
+def test_differences_name_the_fields_that_change_the_numbers_and_no_others():
+    saved = tiny_config()
+    wanted = replace(
+        saved,
+        train=replace(saved.train, seed=7, keep=9),
+        data=replace(saved.data, root="/elsewhere"),
+        cluster=Cluster(num_workers=2),
+    )
+    assert differences(saved, wanted) == ["train.seed: 0 -> 7"]
+
+
+def test_longer_run_is_no_difference_without_a_schedule():
+    saved = tiny_config()
+    longer = replace(saved, train=replace(saved.train, num_steps=99))
+    scheduled = replace(longer, optim=replace(saved.optim, schedule="linear"))
+    assert differences(saved, longer) == []
+    assert "train.num_steps: 8 -> 99" in differences(replace(saved, optim=scheduled.optim), scheduled)
