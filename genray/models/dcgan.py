@@ -110,7 +110,7 @@ class Discriminator(nn.Module):
         super().__init__()
         self.num_labels = num_labels
         first, *widths = _widths(knobs, image_shape)
-        bias = knobs.discriminator_norm == "none"
+        bias = knobs.discriminator_norm == "none" or not widths  # without a batch norm nothing else shifts
         slope = knobs.negative_slope
         layers: list[nn.Module] = [nn.Conv2d(image_shape[0], first, 4, 2, 1, bias=bias), _rectifier(slope)]
         top = first

@@ -58,13 +58,13 @@ class ResNet(nn.Module):
         side, width = min(sides), knobs.width
         stride = 2 if side > 32 else 1
         layers = [_conv_norm(channels, width, stride), nn.ReLU(inplace=True)]
-        side //= stride
+        side = -(-side // stride)
         for stage in range(knobs.num_stages):
             stride = 2 if stage and side >= 4 else 1
             after = width * 2 if stage else width
             layers += [Block(width, after, stride)]
             layers += [Block(after, after, 1) for _ in range(knobs.blocks_per_stage - 1)]
-            width, side = after, side // stride
+            width, side = after, -(-side // stride)
         self.feature_dim = width
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(width, num_classes)
