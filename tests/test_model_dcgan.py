@@ -89,12 +89,17 @@ def test_dcgan_refuses_sizes_that_it_cannot_make(size: tuple[int, int], problem:
 
 def test_dcgan_makes_every_size_that_it_proposes_instead() -> None:
     for height in range(1, 140):
-        for width in (height, 2 * height, 41):
+        for width in (height, 2 * height, 41, 5):
             try:
                 DCGAN().check((1, height, width))
             except ValueError as error:
                 proposed = str(error).rsplit("e.g. to ", 1)[1].split()
                 DCGAN().check((1, int(proposed[0]), int(proposed[1])))
+
+
+def test_dcgan_smaller_base_gives_small_images_more_levels() -> None:
+    generators = [DCGAN(width=4, min_base=min_base).build((1, 8, 8), 10)["generator"] for min_base in (4, 2)]
+    assert [generator.base for generator in generators] == [(4, 4, 4), (8, 2, 2)]
 
 
 def test_dcgan_with_labels_needs_two_classes() -> None:

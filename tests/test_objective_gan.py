@@ -104,11 +104,11 @@ def test_gan_accuracies_are_the_shares_on_the_right_side_of_zero() -> None:
     objective, batch, networks = GAN(), make_batch(), make_networks(discriminator=FirstPixel())
     batch.images[:, 0, 0, 0] = torch.tensor([0.5, -0.5, 0.5, 0.5])
     fakes = torch.zeros(4, 1, 8, 8)
-    fakes[:, 0, 0, 0] = torch.tensor([-0.5, -0.5, 0.5, 0.5])
+    fakes[:, 0, 0, 0] = torch.tensor([-0.5, -0.5, 0.5, -0.5])
     _, reals_metrics = objective.loss("discriminator", "reals", networks, batch, fakes)
     _, fakes_metrics = objective.loss("discriminator", "fakes", networks, batch, fakes)
     assert reals_metrics["discriminator/accuracy_reals"].item() == 0.75
-    assert fakes_metrics["discriminator/accuracy_fakes"].item() == 0.5
+    assert fakes_metrics["discriminator/accuracy_fakes"].item() == 0.75
 
 
 def test_gradient_penalty_of_a_linear_discriminator_is_its_squared_weight() -> None:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 class DCGAN:
     """Knobs of both networks.
 
-    Each level halves or doubles the image between its own size and a base of 4 to 7 pixels on the
-    smaller side; level i, counted from the image, has `min(max_width, width * 2**i)` channels.
+    Each level halves or doubles the image, down to a base of at least `min_base` and less than twice
+    as many pixels on the smaller side; level i, counted from the image, has
+    `min(max_width, width * 2**i)` channels.
     Batch norm takes its statistics from one rank's share of the batch.
     """
 
@@ -28,6 +29,8 @@ class DCGAN:
     """Channels at the level next to the image."""
     max_width: int = 512
     """Most channels of any level."""
+    min_base: int = 4
+    """Fewest pixels on the smaller side of the smallest map; 2 gives images of 8 to 15 pixels a second level."""
     conditional: bool = False
     """Give class labels to both networks; needs two classes or more."""
     generator_norm: Literal["batch", "none"] = "batch"
@@ -40,7 +43,7 @@ class DCGAN:
     """Slope of leaky-relu below zero."""
 
     def __post_init__(self) -> None:
-        for name in ("latent_dim", "width", "max_width"):
+        for name in ("latent_dim", "width", "max_width", "min_base"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)!r} must be at least 1")
         if not 0 <= self.negative_slope < 1:
@@ -48,7 +51,7 @@ class DCGAN:
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises ValueError, with the cure, when images of (C, H, W) cannot be made by doubling a base."""
-        _num_doublings(image_shape)
+        _num_doublings(self, image_shape)
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, nn.Module]:
         """Fresh `generator` and `discriminator` for images of (C, H, W).
@@ -78,7 +81,7 @@ class Generator(nn.Module):
         *widths, top = _widths(knobs, image_shape)
         bias = knobs.generator_norm == "none"
         slope = knobs.negative_slope if knobs.activation == "leaky-relu" else 0.0
-        self.base = (top, *_base(image_shape))
+        self.base = (top, *_base(knobs, image_shape))
         self.embedding = nn.Embedding(num_labels, knobs.latent_dim) if num_labels else None
         in_features = knobs.latent_dim * (2 if num_labels else 1)
         # a matrix product: what a transposed convolution of a 1 x 1 map with a kernel of the base's size is
@@ -119,7 +122,7 @@ class Discriminator(nn.Module):
             layers += [*_norm(knobs.discriminator_norm, width), _rectifier(slope)]
             top = width
         self.layers = nn.Sequential(*layers)
-        height, width = _base(image_shape)
+        height, width = _base(knobs, image_shape)
         self.head = nn.Linear(top * height * width, 1, bias=bias)
         self.embedding = nn.Embedding(num_labels, top) if num_labels else None
         self.apply(_initialise)
@@ -136,15 +139,20 @@ class Discriminator(nn.Module):
         return logits
 
 
-def _num_doublings(image_shape: tuple[int, int, int]) -> int:
+def _num_doublings(knobs: DCGAN, image_shape: tuple[int, int, int]) -> int:
     """Levels between the base and the image."""
     _, height, width = image_shape
-    doublings = max(0, (min(height, width) // 4).bit_length() - 1)
+    base = knobs.min_base
+    doublings = max(0, (min(height, width) // base).bit_length() - 1)
     step = 2**doublings
     if doublings == 0:
-        problem, use = "each side must be at least 8", (max(height // 2 * 2, 8), max(width // 2 * 2, 8))
+        problem = f"each side must be at least {2 * base}"
+        use = (max(height // 2 * 2, 2 * base), max(width // 2 * 2, 2 * base))
     else:
-        problem = "the smaller side must be 4 to 7 times a power of two, and the other a multiple of that power"
+        problem = (
+            f"the smaller side must be {base} to {2 * base - 1} times a power of two, "
+            "and the other a multiple of that power"
+        )
         use = (height // step * step, width // step * step)
     if doublings == 0 or height % step or width % step:
         raise ValueError(
@@ -154,15 +162,15 @@ def _num_doublings(image_shape: tuple[int, int, int]) -> int:
     return doublings
 
 
-def _base(image_shape: tuple[int, int, int]) -> tuple[int, int]:
+def _base(knobs: DCGAN, image_shape: tuple[int, int, int]) -> tuple[int, int]:
     """Height and width of the smallest map."""
-    step = 2 ** _num_doublings(image_shape)
+    step = 2 ** _num_doublings(knobs, image_shape)
     return image_shape[1] // step, image_shape[2] // step
 
 
 def _widths(knobs: DCGAN, image_shape: tuple[int, int, int]) -> list[int]:
     """Channels of each level, from the image inwards."""
-    return [min(knobs.max_width, knobs.width * 2**level) for level in range(_num_doublings(image_shape))]
+    return [min(knobs.max_width, knobs.width * 2**level) for level in range(_num_doublings(knobs, image_shape))]
 
 
 def _norm(kind: str, channels: int) -> list[nn.Module]:
