@@ -2,7 +2,7 @@
 
 Every point goes out with the time it was made at, so MLflow drops what it already has: delivery is
 at least once, the record exactly once. Pictures get names made from the run, key and step, so a
-second upload overwrites the first. How far a journal was delivered stands beside it in `NAME.ack`.
+second upload overwrites the first. How far the journals of a folder were delivered stands in `FOLDER.ack.json`.
 """
 
 import json
@@ -185,13 +185,13 @@ def deliver(
         The number of pictures that are gone, and what is wrong with a journal that could only be sent in part.
     """
     lost, damaged = 0, None
+    offsets = {} if again else _confirmed(directory, run_id)
     for path in _journals(directory):
-        offset = 0 if again else _confirmed(path, run_id)
         try:
-            while (chunk := read_journal(path, offset, _ENTRIES_A_ROUND))[0]:
+            while (chunk := read_journal(path, offsets.get(path.name, 0), _ENTRIES_A_ROUND))[0]:
                 lost += _send(client, run_id, directory, chunk[0])
-                offset = chunk[1]
-                _confirm(path, run_id, offset)
+                offsets[path.name] = chunk[1]
+                _confirm(directory, run_id, offsets)
         except StorageError as error:
             damaged = error
     return lost, damaged
@@ -240,19 +240,24 @@ def _journals(directory: Path) -> list[Path]:
     return sorted(directory.glob("*.jsonl"))
 
 
-def _confirmed(path: Path, run_id: str) -> int:
-    """Bytes of the journal that this run already has; 0 where that is not known, which costs time but no truth."""
+def _ack_path(directory: Path) -> Path:
+    """Beside the folder and not in it: a refreshed copy of a remote folder replaces what is inside."""
+    return directory.with_name(f"{directory.name}.ack.json")
+
+
+def _confirmed(directory: Path, run_id: str) -> dict[str, int]:
+    """Bytes of each journal that this run already has; nothing where that is not known: a replay costs only time."""
     try:
-        ack = json.loads(path.with_suffix(".ack").read_text())
-        return int(ack["offset"]) if ack["run_id"] == run_id else 0
-    except (OSError, ValueError, LookupError, TypeError):
-        return 0
+        ack = json.loads(_ack_path(directory).read_text())
+        return {str(k): int(v) for k, v in ack["offsets"].items()} if ack["run_id"] == run_id else {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
 
 
-def _confirm(path: Path, run_id: str, offset: int) -> None:
-    ack = path.with_suffix(".ack")
+def _confirm(directory: Path, run_id: str, offsets: dict[str, int]) -> None:
+    ack = _ack_path(directory)
     beside = ack.with_name(f".{ack.name}.{os.getpid()}.{threading.get_ident()}")
-    beside.write_text(json.dumps({"run_id": run_id, "offset": offset}))
+    beside.write_text(json.dumps({"run_id": run_id, "offsets": offsets}))
     beside.replace(ack)
 
 
@@ -266,8 +271,9 @@ def _tally(directory: Path, run_id: str) -> tuple[Counter[str], int]:
     """Confirmed metric values by key, and the number of all things that are not confirmed."""
     sent: Counter[str] = Counter()
     unsent = 0
+    confirmed = _confirmed(directory, run_id)
     for path in _journals(directory):
-        rest = _contents(path, _confirmed(path, run_id))
+        rest = _contents(path, confirmed.get(path.name, 0))
         sent += _contents(path, 0) - rest
         unsent += rest.total()
     del sent[_OTHER]

@@ -97,13 +97,15 @@ def provenance_tags() -> dict[str, str]:
     tags = {
         "mlflow.source.name": Path(sys.argv[0]).name or "python",
         "mlflow.source.type": "JOB" if "RAY_JOB_ID" in os.environ else "LOCAL",
-        "genray.python": platform.python_version(),
+        "genray.python.version": platform.python_version(),
     }
     with contextlib.suppress(OSError, KeyError):  # a container's user id may have no name
         tags["mlflow.user"] = getpass.getuser()
     for package in ("genray", "torch", "ray", "mlflow"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            tags[f"{package}.version"] = importlib.metadata.version(package)
+            tags["genray.version" if package == "genray" else f"genray.{package}.version"] = importlib.metadata.version(
+                package
+            )
     for variable in ("RAY_JOB_ID", "RAY_JOB_SUBMISSION_ID"):
         if value := os.environ.get(variable):
             tags[f"genray.{variable.lower().replace('_', '.', 1)}"] = value

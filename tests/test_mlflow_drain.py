@@ -80,7 +80,7 @@ def test_replay_of_everything_changes_nothing(uri: str, tmp_path: Path) -> None:
     tracker.close()
     first = sync(tmp_path, uri, run_id)
     pictures = [file.path for file in MlflowClient(uri).list_artifacts(run_id, "images")]
-    (tmp_path / "train.ack").unlink()
+    tmp_path.with_name(f"{tmp_path.name}.ack.json").unlink()
     assert sync(tmp_path, uri, run_id) == first == Delivery(sent=200, stored=200, unsent=0)
     assert [file.path for file in MlflowClient(uri).list_artifacts(run_id, "images")] == pictures
     assert all(math.isnan(value) for _, value in history(uri, run_id, "nan"))

@@ -149,7 +149,7 @@ def test_provenance_names_versions_and_the_commit(tmp_path: Path, monkeypatch: p
     tags = provenance_tags()
     assert len(tags["mlflow.source.git.commit"]) == 40 and tags["mlflow.source.git.branch"] == "trunk"
     assert tags["mlflow.source.git.dirty"] == "false" and tags["genray.ray.job_id"] == "0a000000"
-    assert {"torch.version", "mlflow.version", "mlflow.source.name"} <= set(tags)
+    assert {"genray.torch.version", "genray.mlflow.version", "mlflow.source.name"} <= set(tags)
     (tmp_path / "a").write_text("2")
     assert provenance_tags()["mlflow.source.git.dirty"] == "true"
 

@@ -1,0 +1,112 @@
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
+import torch
+from safetensors.torch import load_file
+
+SERVED_BATCH_SIZE = 256
+
+
+class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """The network of a snapshot, rebuilt by the architecture `knobs`, without genray and without pickle.
+
+    `model_config`: `device` (a torch device; bits are equal on one kind of CPU only) and `max_n`
+    (most images of one request).
+    """
+
+    def __init__(self, knobs: type) -> None:
+        self.knobs = knobs
+
+    def load_context(self, context: Any) -> None:
+        """Builds the network and loads its weights, after comparing every file with the manifest."""
+        files = {name: Path(path) for name, path in context.artifacts.items()}
+        for name, digest in json.loads(files["manifest"].read_text())["files"].items():
+            path = files["manifest"].with_name(name)
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    raise ValueError(
+                        f"{path} is damaged: its SHA-256 is not what manifest.json says; download it again"
+                    )
+        card = json.loads(files["config"].read_text())
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in card["config"]["model"].items() if k != "name"}
+        with torch.random.fork_rng(devices=[]):
+            networks = self.knobs(**values).build(tuple(card["image_shape"]), len(card["classes"]))
+        module: torch.nn.Module = networks[card["product"]]
+        module.load_state_dict(load_file(files["weights"]), strict=True)
+        self.settings: dict[str, Any] = {"device": "cpu", "max_n": 1024} | dict(context.model_config or {})
+        self.device = torch.device(str(self.settings["device"] or "cpu"))
+        self.module: Any = module.eval().requires_grad_(False).to(self.device)
+
+
+class ServedGenerator(ServedModel):
+    """Rows of `n`, `seed` and perhaps `label` in, images out."""
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> np.ndarray:
+        """All images of all rows in order, uint8 (N, H, W, C); a row alone decides what its images are.
+
+        Args:
+            context: of MLflow; not used after loading.
+            model_input: `n` images of `seed`; of class `label`, or of all in turn where no row has one.
+            params: `truncation`, a factor on the latents, 1 by default.
+
+        Raises:
+            ValueError: a number is out of range, or more than `max_n` images are asked for.
+        """
+        truncation = float((params or {}).get("truncation", 1.0))
+        if not 0 <= truncation < float("inf"):
+            raise ValueError(f"truncation={truncation!r} must be at least 0, e.g. 1.0")
+        rows = list(self._rows(model_input))
+        total, most = sum(n for n, _, _ in rows), int(self.settings["max_n"])
+        if total > most:
+            raise ValueError(f"n={total} images in one request, expected at most {most}; ask several times")
+        images = [self._sample(n, seed, label, truncation) for n, seed, label in rows]
+        return torch.cat(images).permute(0, 2, 3, 1).contiguous().numpy()
+
+    def _rows(self, table: pd.DataFrame) -> Iterator[tuple[int, int, int | None]]:
+        num_labels = int(self.module.num_labels)
+        for row in table.to_dict("records"):
+            n, seed = int(row["n"]), int(row["seed"])
+            label = None if pd.isna(row.get("label")) else int(row["label"])
+            if n < 1:
+                raise ValueError(f"n={n} must be at least 1")
+            if seed < 0:
+                raise ValueError(f"seed={seed} must be at least 0")
+            if label is not None and num_labels == 0:
+                raise ValueError(f"label={label} was asked for, but the model is unconditional; leave the label out")
+            if label is not None and not 0 <= label < num_labels:
+                raise ValueError(f"label={label} must lie between 0 and {num_labels - 1}")
+            yield n, seed, label
+
+    @torch.no_grad()
+    def _sample(self, n: int, seed: int, label: int | None, truncation: float) -> torch.Tensor:
+        z = torch.randn(n, int(self.module.latent_dim), generator=torch.Generator().manual_seed(seed)) * truncation
+        labels = None
+        if self.module.num_labels:
+            labels = torch.arange(n) % int(self.module.num_labels) if label is None else torch.full((n,), label)
+        images = []
+        for start in range(0, n, SERVED_BATCH_SIZE):
+            part = slice(start, start + SERVED_BATCH_SIZE)
+            own = None if labels is None else labels[part].to(self.device)
+            made = self.module.generate(z[part].to(self.device), own).float()
+            images.append(((made + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
+        return torch.cat(images)
+
+
+class ServedClassifier(ServedModel):
+    """Images in, class probabilities out."""
+
+    @torch.no_grad()
+    def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
+        """Probabilities, float32 (B, K), of images, uint8 (B, H, W, C)."""
+        rows = []
+        for start in range(0, len(model_input), SERVED_BATCH_SIZE):
+            pixels = torch.from_numpy(np.ascontiguousarray(model_input[start : start + SERVED_BATCH_SIZE]))
+            images = pixels.permute(0, 3, 1, 2).contiguous().to(self.device).float() / 127.5 - 1
+            rows.append(self.module(images).float().softmax(dim=1).cpu())
+        return torch.cat(rows).numpy()
