@@ -1,5 +1,7 @@
 """DCGAN: shapes, sizes that it refuses, and what labels do."""
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import nn
@@ -23,6 +25,23 @@ def test_dcgan_makes_images_of_the_shape_that_was_asked_for(image_shape: tuple[i
 def test_dcgan_discriminator_gives_one_logit_per_image(image_shape: tuple[int, int, int]) -> None:
     discriminator = DCGAN(width=4).build(image_shape, 10)["discriminator"]
     assert discriminator(torch.randn(3, *image_shape)).shape == (3,)
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_dcgan_logit_is_the_last_layer_of_the_flattened_features(norm: Literal["batch", "none"]) -> None:
+    discriminator = DCGAN(width=4, discriminator_norm=norm).build((1, 28, 28), 10)["discriminator"].eval()
+    if discriminator.head.bias is not None:
+        nn.init.ones_(discriminator.head.bias)
+    images = torch.randn(3, 1, 28, 28)
+    expected = discriminator.head(discriminator.layers(images).flatten(1)).flatten()
+    torch.testing.assert_close(discriminator(images), expected)
+
+
+@pytest.mark.parametrize("name", ["generator", "discriminator"])
+def test_dcgan_gradients_lie_in_memory_as_their_parameters_do(name: str) -> None:
+    network = DCGAN(width=4).build((1, 28, 28), 10)[name]
+    network(torch.randn(2, 100) if name == "generator" else torch.randn(2, 1, 28, 28)).sum().backward()
+    assert all(p.grad is not None and p.grad.stride() == p.stride() for p in network.parameters())
 
 
 def test_dcgan_images_lie_between_minus_one_and_one() -> None:

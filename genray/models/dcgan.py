@@ -132,7 +132,10 @@ class Discriminator(nn.Module):
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits (B,), unbounded."""
         features = self.layers(images)
-        logits: Tensor = self.head(features.flatten(1)).flatten()
+        # the layer itself would give its weight a gradient of transposed strides, which DDP copies, and warns about
+        logits: Tensor = features.flatten(1) @ self.head.weight.flatten()
+        if self.head.bias is not None:
+            logits = logits + self.head.bias
         if self.embedding is not None:
             embedded = self.embedding(_given(labels, self.num_labels))
             logits = logits + (features.sum(dim=(2, 3)) * embedded).sum(dim=1)
