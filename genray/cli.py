@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from genray import sampling, snapshot
-from genray.config import Config
+from genray.config import Config, Data, Eval
 from genray.errors import ConfigError, GenrayError, unknown
 from genray.paths import base_directory, resolved
 from genray.presets import PRESETS, expectation, preset
@@ -169,16 +169,14 @@ class Doctor:
 def evaluate(args: Sequence[str], prog: str = "genray evaluate") -> int:
     """Scores a registry model or a snapshot."""
     asked = tyro.cli(Evaluate, args=args, prog=prog)
-    from genray import ray_job
+    from genray import mlflow_champion
 
-    scores = ray_job.evaluate(
-        asked.model,
-        extractor=asked.extractor,
-        root=asked.root,
-        uri=asked.uri,
-        num_samples=asked.num_samples,
-        num_seeds=asked.num_seeds,
-    )
+    uri = _tracking(asked.uri)
+    with mlflow_champion.local_snapshot(asked.model, uri) as directory:
+        data, settings = _scoring(directory, asked.root, asked.extractor)
+        changed: dict[str, Any] = {"num_samples": asked.num_samples, "num_seeds": asked.num_seeds}
+        settings = dataclasses.replace(settings, **{k: v for k, v in changed.items() if v is not None})
+        scores = mlflow_champion.evaluate(directory, uri, data, settings)
     table = Table("metric", "value", "spread", "protocol")
     for score in scores:
         table.add_row(score.metric, f"{score.value:.4f}", f"{score.spread:.4f}", score.protocol.digest[:12])
@@ -193,9 +191,14 @@ def evaluate(args: Sequence[str], prog: str = "genray evaluate") -> int:
 def promote(args: Sequence[str]) -> int:
     """Makes a version champion, if it is better."""
     asked = tyro.cli(Promote, args=args, prog="genray promote")
-    from genray import ray_job
+    from genray import mlflow_champion
 
-    decision = ray_job.promote(asked.model, extractor=asked.extractor, root=asked.root, uri=asked.uri)
+    uri = _tracking(asked.uri)
+    reference = asked.model if "@" in asked.model or "/" in asked.model else f"{asked.model}@candidate"
+    with mlflow_champion.local_snapshot(reference, uri) as directory:
+        data, settings = _scoring(directory, asked.root, asked.extractor)
+        with mlflow_champion.extractor_for(directory, uri, data, settings) as extractor:
+            decision = mlflow_champion.promote(uri, reference, data, settings, extractor)
     print(decision.reason)  # noqa: T201
     return 0
 
@@ -203,19 +206,18 @@ def promote(args: Sequence[str]) -> int:
 def pull(args: Sequence[str]) -> int:
     """Copies a registered model here."""
     asked = tyro.cli(Pull, args=args, prog="genray pull")
-    from genray import mlflow_registry, mlflow_tracking
+    from genray import mlflow_registry
 
-    uri = mlflow_tracking.resolve_uri(asked.uri, base_directory())
-    print(mlflow_registry.pull(uri, asked.model, asked.to))  # noqa: T201
+    print(mlflow_registry.pull(_tracking(asked.uri), asked.model, asked.to))  # noqa: T201
     return 0
 
 
 def sample(args: Sequence[str]) -> int:
     """Draws images from a model and writes a grid."""
     asked = tyro.cli(Sample, args=args, prog="genray sample")
-    from genray import ray_job
+    from genray import mlflow_champion
 
-    with ray_job.local_snapshot(asked.model, asked.uri) as directory:
+    with mlflow_champion.local_snapshot(asked.model, _tracking(asked.uri)) as directory:
         loaded = snapshot.load(directory)
     images = sampling.sample(loaded, asked.num, asked.seed, label=asked.label, truncation=asked.truncation)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
@@ -230,6 +232,19 @@ def doctor(args: Sequence[str]) -> int:
     from genray import ray_doctor
 
     return ray_doctor.examine(root=asked.root, uri=asked.uri)
+
+
+def _tracking(uri: str | None) -> str:
+    from genray import mlflow_tracking
+
+    return mlflow_tracking.resolve_uri(uri, base_directory())
+
+
+def _scoring(directory: Path, root: str | None, extractor: str | None) -> tuple[Data, Eval]:
+    """Reference images and protocol of a snapshot: those of its run, with what the user said otherwise."""
+    config = snapshot.load(directory).config
+    data = dataclasses.replace(config.data, root=root or os.environ.get("GENRAY_DATA") or config.data.root)
+    return data, dataclasses.replace(config.eval, extractor=extractor)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,14 @@ def build(module: nn.Module, optim: Optim, lr: float) -> torch.optim.Optimizer:
     non-finite update is skipped on the device, and the host need not look.
     """
     kind: type[torch.optim.Optimizer] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
-    knobs = {"lr": lr, "betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay}
-    return kind(module.parameters(), **knobs, fused=True)  # type: ignore[call-arg]
+    knobs: dict[str, Any] = {
+        "lr": lr,
+        "betas": optim.betas,
+        "eps": optim.eps,
+        "weight_decay": optim.weight_decay,
+        "fused": True,
+    }
+    return kind(module.parameters(), **knobs)
 
 
 def lr_factor(optim: Optim, samples_seen: int, total_samples: int) -> float:

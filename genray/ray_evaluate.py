@@ -36,6 +36,7 @@ def score_step(config: dict[str, Any], storage: str, name: str) -> None:
         extractor=extractor if extractor.is_dir() else None,
         cache=Path(made.data.cache).expanduser() / "references",
     )
+    (folder.local / SCORES).mkdir(exist_ok=True)
     write_scores(folder.local / SCORES / f"{name}.json", scores)
     folder.push(f"{SCORES}/{name}.json")
 

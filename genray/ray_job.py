@@ -14,7 +14,7 @@ from genray import distributed, mlflow_champion, mlflow_registry, mlflow_store, 
 from genray.checkpoint import EXTRACTOR, SNAPSHOTS, step_of
 from genray.config import Config
 from genray.data.images import ImageSet, load_images
-from genray.errors import RegistryError, TrackingError
+from genray.errors import ProtocolError, RegistryError, TrackingError
 from genray.estimate import memory_mb, num_parameters
 from genray.evaluation.protocol import Score
 from genray.mlflow_drain import Delivery, Drain
@@ -81,7 +81,7 @@ def run(config: Config) -> Report:
     try:
         with _sigterm_raises():
             outcome, best = _train_and_score(config, can_score)
-            version, decision = _register(config, folder, uri, run_id, best)
+            version, verdict = _register(config, folder, uri, run_id, best)
         status = "FINISHED"
     except (Stopped, KeyboardInterrupt):
         status = "KILLED"
@@ -89,7 +89,6 @@ def run(config: Config) -> Report:
     finally:
         delivery = drain.finish(DELIVERY_TIMEOUT_S)
         _end_tracking(uri, run_id, status)
-    verdict = decision.reason if decision else "not compared with the champion: there is no score"
     report = Report(outcome, run_id, delivery, best[1] if best else [], version, verdict)
     _print(config, uri, report)
     return report
@@ -190,9 +189,7 @@ def _train_and_score(config: Config, can_score: bool) -> tuple[Outcome, Best | N
     return outcome, scorer.finish() if can_score else None
 
 
-def _register(
-    config: Config, folder: RunFolder, uri: str, run_id: str, best: Best | None
-) -> tuple[int, mlflow_registry.Decision | None]:
+def _register(config: Config, folder: RunFolder, uri: str, run_id: str, best: Best | None) -> tuple[int, str]:
     """Registers the best snapshot, or the last where there are no scores, and lets it compete."""
     name = best[0] if best else folder.names(SNAPSHOTS)[-1]
     tags = {"genray.run": config.run.name, "genray.step": str(step_of(name))}
@@ -201,11 +198,14 @@ def _register(
     directory = folder.pull(f"{SNAPSHOTS}/{name}")
     version = mlflow_registry.register(uri, directory, run_id=run_id, task=config.task, tags=tags)
     if best is None or not config.eval.promote:
-        return version, None
+        return version, "not compared with the champion" + ("" if best else ": there is no score")
     extractor = folder.local / EXTRACTOR
-    return version, mlflow_champion.promote(
-        uri, f"{config.task}/{version}", config.data, config.eval, extractor if extractor.is_dir() else None
-    )
+    own = extractor if extractor.is_dir() else None
+    try:
+        decision = mlflow_champion.promote(uri, f"{config.task}/{version}", config.data, config.eval, own)
+    except ProtocolError as error:
+        return version, f"not promoted: {error}"
+    return version, decision.reason
 
 
 def _print(config: Config, uri: str, report: Report) -> None:

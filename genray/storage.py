@@ -99,7 +99,13 @@ class RunFolder:
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
-        fs.copy_files(relative, str(beside), source_filesystem=self.remote, destination_filesystem=fs.LocalFileSystem())
+        if info.type == fs.FileType.File:
+            self._copy_in(relative, beside)
+        else:
+            beside.mkdir()
+            for found in self.remote.get_file_info(fs.FileSelector(relative, recursive=True)):
+                if found.type == fs.FileType.File:
+                    self._copy_in(found.path, beside / found.path.removeprefix(f"{relative}/"))
         if target.is_dir():
             shutil.rmtree(target)
         beside.rename(target)
@@ -118,6 +124,12 @@ class RunFolder:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+    def _copy_in(self, relative: str, target: Path) -> None:
+        assert self.remote is not None
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self.remote.open_input_stream(relative) as source, target.open("wb") as out:
+            shutil.copyfileobj(source, out, 1 << 20)
 
     def _copy_out(self, relative: str) -> None:
         assert self.remote is not None

@@ -98,7 +98,7 @@ def poisoned(loss: Tensor, fault: Tensor) -> Tensor:
 def guarded_update(state: PhaseState) -> Tensor:
     """Norm of the phase's gradients, which move the weights only if it is finite: decided on the device."""
     gradients = [p.grad for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     bad = (~norm.isfinite()).to(torch.float32)
     state.optimizer.found_inf = bad  # type: ignore[attr-defined]
     state.optimizer.step()

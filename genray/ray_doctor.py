@@ -1,0 +1,95 @@
+"""Looks at everything a run needs, and says what to do about what is missing."""
+
+import os
+import platform
+import uuid
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+import ray
+import torch
+
+from genray import __version__, mlflow_store, mlflow_tracking
+from genray.config import Data
+from genray.data import DATASETS
+from genray.data.images import load_images
+from genray.errors import GenrayError
+from genray.paths import base_directory
+
+PACKAGES = ("torch", "torchvision", "ray", "mlflow", "safetensors")
+
+
+def examine(root: str | None, uri: str | None) -> int:
+    """Prints a line for each thing; 0 if a run can start, 1 if it cannot."""
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("versions", _versions),
+        ("ray", _ray),
+        ("gpus", _gpus),
+        ("mlflow", lambda: _mlflow(uri)),
+        ("data", lambda: _data(root or os.environ.get("GENRAY_DATA"))),
+    ]
+    failed = 0
+    for name, check in checks:
+        try:
+            print(f"{name:9} OK    {check()}", flush=True)  # noqa: T201
+        except (GenrayError, RuntimeError, OSError, PackageNotFoundError) as error:
+            failed += 1
+            print(f"{name:9} FAIL  {error}", flush=True)  # noqa: T201
+    return 1 if failed else 0
+
+
+def _versions() -> str:
+    found = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return f"genray {__version__}, python {platform.python_version()}, {found}"
+
+
+def _ray() -> str:
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return "RAY_ADDRESS is not set: a run starts Ray on this machine"
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR")
+        resources = ray.cluster_resources()
+        nodes = sum(node["Alive"] for node in ray.nodes())
+    except Exception as error:  # whatever Ray raises, a wrong token among it, is what the user must see
+        raise RuntimeError(
+            f"RAY_ADDRESS={address!r} does not answer: {str(error).splitlines()[0]}; start the cluster, or set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to its token"
+        ) from error
+    finally:
+        ray.shutdown()
+    token = "with a token" if os.environ.get("RAY_AUTH_MODE") == "token" else "WITHOUT authentication"
+    return f"{address}: {nodes} nodes, {resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU, {token}"
+
+
+def _gpus() -> str:
+    if not torch.cuda.is_available():
+        return "none on this machine: runs use the CPU; set cluster.use_gpu for workers that have them"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(names)
+
+
+def _mlflow(uri: str | None) -> str:
+    resolved = mlflow_tracking.resolve_uri(uri, base_directory())
+    client = mlflow_store.connect(resolved)
+    with mlflow_store.reporting(resolved):
+        experiment = mlflow_tracking.experiment_id(client, resolved, "genray/doctor")
+        run = client.create_run(experiment, run_name=f"doctor-{uuid.uuid4().hex[:8]}")
+        client.log_metric(run.info.run_id, "doctor/value", 1.0)
+        client.set_terminated(run.info.run_id)
+        client.delete_run(run.info.run_id)
+    return f"{mlflow_store.redact(resolved)}: reachable and writable"
+
+
+def _data(root: str | None) -> str:
+    found, missing = [], []
+    for name, source in DATASETS.items():
+        if source.shape is None:
+            continue
+        try:
+            load_images(Data(name=name, root=root), "test")
+            found.append(name)
+        except GenrayError:
+            missing.append(name)
+    where = f"under {root}" if root else "without GENRAY_DATA"
+    return f"{where}: {', '.join(found)}" + (f" (not there: {', '.join(missing)})" if missing else "")

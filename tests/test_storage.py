@@ -1,0 +1,78 @@
+"""Run folders: local ones, and ones behind an object store's interface."""
+
+import pytest
+from pyarrow import fs
+
+from genray import checkpoint
+from genray.errors import StorageError
+from genray.manifest import seal
+from genray.storage import RunFolder
+
+
+@pytest.fixture
+def remote(tmp_path):
+    """A run folder whose storage is reached through pyarrow, as an object store is."""
+    (tmp_path / "store").mkdir()
+    (tmp_path / "scratch").mkdir()
+    return RunFolder(tmp_path / "scratch", fs.SubTreeFileSystem(str(tmp_path / "store"), fs.LocalFileSystem()))
+
+
+def test_storage_that_cannot_be_written_is_refused_with_its_name():
+    with pytest.raises(StorageError, match=r"run\.storage='/dev/null/runs' cannot be used: .*; give a folder or URI"):
+        RunFolder.open("/dev/null/runs", "a")
+
+
+def test_storage_of_an_unknown_scheme_is_refused():
+    with pytest.raises(StorageError, match=r"run\.storage='gopher://x/y' cannot be used"):
+        RunFolder.open("gopher://x/y", "a")
+
+
+def test_run_name_that_leaves_the_storage_is_refused(tmp_path):
+    with pytest.raises(StorageError, match=r"run\.name='\.\./x' cannot name a folder"):
+        RunFolder.open(str(tmp_path), "../x")
+
+
+def test_probe_leaves_nothing_behind(tmp_path, remote):
+    folder = RunFolder.open(str(tmp_path / "runs"), "a")
+    folder.probe()
+    remote.probe()
+    assert list(folder.local.iterdir()) == []
+    assert remote.remote.get_file_info(fs.FileSelector("")) == []
+
+
+def test_checkpoint_on_remote_storage_is_found_by_a_node_that_never_wrote_it(tmp_path, remote):
+    store = checkpoint.FolderStore(remote)
+    store.save(checkpoint.Checkpoint(5, {}, {"a": 1}))
+    elsewhere = RunFolder(tmp_path / "other-node", remote.remote)
+    found = checkpoint.latest(elsewhere)
+    assert found is not None
+    assert (found.step, found.state) == (5, {"a": 1})
+
+
+def test_upload_broken_off_before_the_manifest_is_not_taken_for_a_checkpoint(tmp_path, remote):
+    store = checkpoint.FolderStore(remote)
+    store.save(checkpoint.Checkpoint(5, {}, {}))
+    store.save(checkpoint.Checkpoint(6, {}, {}))
+    remote.remote.delete_file(f"checkpoints/{checkpoint.step_name(6)}/manifest.json")
+    found = checkpoint.latest(RunFolder(tmp_path / "other-node", remote.remote))
+    assert found is not None and found.step == 5
+
+
+def test_prune_deletes_here_and_in_the_storage(remote):
+    store = checkpoint.FolderStore(remote)
+    for step in (1, 2, 3):
+        store.save(checkpoint.Checkpoint(step, {}, {}))
+    store.prune(1, best_step=1)
+    left = [checkpoint.step_name(step) for step in (1, 3)]
+    assert remote.names("checkpoints") == left
+    assert sorted(p.name for p in (remote.local / "checkpoints").iterdir()) == left
+
+
+def test_sealed_folder_whose_writer_fails_is_not_there(tmp_path):
+    def write(folder):
+        (folder / "half").write_text("x")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        seal(tmp_path / "a", write)
+    assert list(tmp_path.iterdir()) == []
