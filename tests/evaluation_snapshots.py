@@ -1,0 +1,40 @@
+"""Small snapshots on the 8 x 8 digits, with random weights, for the tests of evaluation."""
+
+import torch
+
+from genray import snapshot
+from genray.config import Config, Data, Optim, Train
+from genray.models.dcgan import DCGAN
+from genray.models.resnet import ResNetClassifier
+from genray.models.vae import MLPVAE
+from genray.objectives.classification import Classification
+from genray.objectives.elbo import ELBO
+from genray.objectives.gan import GAN
+
+DIGITS = tuple("0123456789")
+
+
+def save(directory, model, objective, *, seed=0, data=None, classes=DIGITS, change=None):
+    """Saves a snapshot of fresh weights, after `change(module)`, and gives its directory back."""
+    config = Config(
+        data=data or Data(name="digits"), model=model, objective=objective, optim=Optim(), train=Train(sample_every=0)
+    )
+    torch.manual_seed(seed)
+    module = model.build(config.data.image_shape, len(classes))[objective.product]
+    if change is not None:
+        with torch.no_grad():
+            change(module)
+    snapshot.save(directory, module, config, step=1, samples_seen=64, classes=classes, data_digest="0" * 64)
+    return directory
+
+
+def save_classifier(directory, **options):
+    return save(directory, ResNetClassifier(width=8, num_stages=2), Classification(), **options)
+
+
+def save_generator(directory, *, conditional=False, **options):
+    return save(directory, DCGAN(latent_dim=8, width=8, conditional=conditional), GAN(), **options)
+
+
+def save_vae(directory, objective=None, **options):
+    return save(directory, MLPVAE(latent_dim=3, hidden=16), objective or ELBO(), **options)
