@@ -334,7 +334,8 @@ def build_section(name: str, cls: type, values: dict[str, Any]) -> Any:
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name}: {error}") from error
+        text = str(error)
+        raise ConfigError(text if text.startswith(f"{name}.") else f"{name}: {text}") from error
 
 
 def _coerce(name: str, hint: Any, value: Any) -> Any:

@@ -1,6 +1,7 @@
 """The only place that knows torch.distributed. One process is a world of one: every call an identity."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -52,7 +53,9 @@ def wrap(module: nn.Module) -> nn.Module:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return module
-    return DistributedDataParallel(module, forward_sync_buffers=False, gradient_as_bucket_view=True)
+    # weights with one input channel have two descriptions of one channels-last layout, and DDP takes them for two
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    return DistributedDataParallel(module, forward_sync_buffers=False)
 
 
 def no_sync(module: nn.Module) -> AbstractContextManager[None]:

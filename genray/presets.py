@@ -28,9 +28,9 @@ def digits_dcgan() -> Config:
     return Config(
         run=Run(name="digits-dcgan"),
         data=Data(name="digits"),
-        model=DCGAN(latent_dim=64, width=64, conditional=True, discriminator_norm="none"),
-        objective=GAN(gamma=0.1),
-        optim=Optim(lr=5e-4, betas=(0.5, 0.99)),
+        model=DCGAN(latent_dim=64, width=64, min_base=2, conditional=True),
+        objective=GAN(),
+        optim=Optim(lr=1e-3, betas=(0.5, 0.999)),
         train=Train(num_steps=1500, global_batch_size=64, checkpoint_every=250, sample_every=250, ema_half_life=5_000),
         eval=Eval(num_samples=2_000),
     )

@@ -12,7 +12,7 @@ from rich.progress import Progress as Bar
 
 from genray.distributed import World
 
-SHOWN = ("loss", "elbo", "accuracy", "logits_reals", "logits_fakes", "skipped")
+SHOWN = ("loss", "elbo", "accuracy", "accuracy_reals", "accuracy_fakes")
 
 
 class Progress:
@@ -79,7 +79,9 @@ class Progress:
         return figures
 
     def _show(self, step: int, values: Mapping[str, float], figures: Mapping[str, float]) -> None:
-        shown = " ".join(f"{k}={v:.4g}" for k, v in values.items() if k.rpartition("/")[2].startswith(SHOWN))
+        said = [f"{k}={v:.3g}" for k, v in values.items() if k.rpartition("/")[2] in SHOWN]
+        said += [f"{k}={v:.0f}" for k, v in values.items() if k.endswith("/skipped") and v]
+        shown = " ".join(said)
         speed = f"{figures['perf/images_per_second']:.0f} images/s, {figures['perf/data_wait']:.0%} waiting"
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=step, description=f"{speed} {shown}")

@@ -5,9 +5,9 @@ group finds the newest whole checkpoint in the run's storage, so nothing hangs o
 """
 
 import os
-import secrets
 import uuid
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -58,9 +58,10 @@ def connect(num_cpus: float) -> bool:
             f"the workers ask for {num_cpus:g} cores, and this machine has {cores}; lower cluster.num_workers or "
             "cluster.cpus_per_worker, or set RAY_ADDRESS"
         )
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # for this process and its workers only
-    ray.init(num_cpus=cores, dashboard_host=LOOPBACK, _node_ip_address=LOOPBACK)
+    ray.init(num_cpus=cores, dashboard_host=LOOPBACK)
+    token = Path("~/.ray/auth_token").expanduser()
+    if token.is_file() and token.stat().st_uid == os.getuid():
+        token.chmod(0o600)  # Ray has just made it, readable by everybody
     return True
 
 

@@ -4,11 +4,16 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from genray.config import Config, Data, Eval, Optim, Run, Train
 from genray.data.images import ImageSet, load_images
 from genray.models.dcgan import DCGAN
 from genray.objectives.gan import GAN
+
+# several processes share few cores here, and threads that wait for each other cost more than they bring
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 SHARED_DATA = Path(os.environ.get("GENRAY_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -14,7 +14,7 @@ from genray.evaluation.accuracy import accuracy, predict
 from genray.evaluation.features import extract
 from genray.evaluation.frechet import Moments, frechet_distance
 from genray.evaluation.likelihood import bounds
-from genray.evaluation.protocol import better
+from genray.evaluation.protocol import better, differences
 from genray.evaluation.scoring import read_scores, reference_labels, score_snapshot, write_scores
 from genray.sampling import generate, latents, sample
 
@@ -77,7 +77,7 @@ def test_protocol_of_a_fid_says_all_that_it_was_taken_with(tmp_path, data, reals
         "resize": "none",
         "ema": True,
         "truncation": 0.7,
-        "labels": "none",
+        "labels": "reference",
         "extra": {},
     }
     assert kid.protocol.extra == {"num_subsets": 50, "subset_size": 100}
@@ -198,3 +198,9 @@ def test_scores_file_that_holds_something_else_is_refused_by_name(tmp_path, text
 def test_scores_file_that_is_not_there_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match=r"scores\.json cannot be read: .*score the snapshot first"):
         read_scores(tmp_path / "scores.json")
+
+
+def test_conditional_generator_and_vae_compete_under_one_protocol(tmp_path, data, extractor):
+    generator, vae = save_generator(tmp_path / "generator", conditional=True), save_vae(tmp_path / "vae")
+    ours, theirs = (score_snapshot(d, data=data, settings=SETTINGS, extractor=extractor)[0] for d in (generator, vae))
+    assert differences(ours.protocol, theirs.protocol) == []

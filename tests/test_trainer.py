@@ -155,7 +155,7 @@ def test_run_whose_checkpoints_are_all_damaged_is_refused(tmp_path):
     folder = run(tiny_config(), tmp_path)
     for path in folder.local.glob(f"checkpoints/*/{checkpoint.TENSORS}"):
         path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(CheckpointError, match="all checkpoints in .* are damaged"):
+    with pytest.raises(CheckpointError, match=r"all checkpoints in .* are damaged"):
         checkpoint.latest(folder)
 
 

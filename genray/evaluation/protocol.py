@@ -43,7 +43,8 @@ class Protocol:
     truncation: float = 1.0
     """Factor on the latents."""
     labels: str = "none"
-    """Classes of the fakes: `none` (unconditional), or `reference`: drawn with the reference's frequencies."""
+    """How the classes of fakes are chosen where a model takes any: `reference`, with the reference's frequencies.
+    The same word for unconditional models, so that both kinds compete; `none` for metrics without fakes."""
     extra: dict[str, Value] = field(default_factory=dict)
     """What this metric alone depends on, e.g. the subsets of `kid`."""
 

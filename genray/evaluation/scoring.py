@@ -125,8 +125,7 @@ def _distance_scores(
     model: Snapshot, reals: ImageSet, settings: Eval, extractor: Snapshot, cache: Path | None
 ) -> list[Score]:
     """Fid over seeds, and kid over the subsets of all seeds."""
-    conditional = _num_labels(model) > 0
-    if conditional:
+    if _num_labels(model) > 0:
         _check_classes(model, reals)
     reference = reference_of(reals, extractor, settings.batch_size, cache)
     subset_size = min(SUBSET_SIZE, len(reference.features), settings.num_samples)
@@ -145,7 +144,7 @@ def _distance_scores(
         "extractor": extractor.task,
         "extractor_digest": extractor.digest,
         "truncation": settings.truncation,
-        "labels": "reference" if conditional else "none",
+        "labels": "reference",
     }
     subsets: dict[str, Any] = {"num_subsets": NUM_SUBSETS, "subset_size": subset_size}
     return [

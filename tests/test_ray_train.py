@@ -1,0 +1,127 @@
+"""Training on a real Ray of two raylets: what a user of a cluster relies on."""
+
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+import ray
+import torch
+from conftest import tiny_config
+from ranks import run_ranks
+from ray.cluster_utils import Cluster as Raylets
+
+from genray import checkpoint, ray_train
+from genray.config import Cluster, Config, Data, Train
+from genray.data.images import load_images
+from genray.distributed import current
+from genray.errors import ClusterError, DivergenceError, StorageError
+from genray.storage import RunFolder
+from genray.tracking import read_journal
+from genray.trainer import train
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module")
+def two_nodes(tmp_path_factory):
+    """Two raylets of one core each, joined through RAY_ADDRESS as on a cluster."""
+    before = {name: os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    raylets = Raylets(initialize_head=True, head_node_args={"num_cpus": 1, "dashboard_host": "127.0.0.1"})
+    raylets.add_node(num_cpus=1)
+    raylets.wait_for_nodes()
+    os.environ["RAY_ADDRESS"] = raylets.address
+    ray_train.connect(2)
+    yield raylets
+    ray.shutdown()
+    raylets.shutdown()
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def two_worker_config(name: str, **train_fields: int) -> Config:
+    fields = {"num_steps": 300, "global_batch_size": 16, "checkpoint_every": 50, "log_every": 10, "sample_every": 0}
+    base = tiny_config(train=Train(**(fields | train_fields)), cluster=Cluster(num_workers=2))
+    return replace(base, run=replace(base.run, name=name))
+
+
+def _train_undisturbed(config: Config, storage: str) -> None:
+    train(config, load_images(config.data, "train"), RunFolder.open(storage, config.run.name), current(False))
+
+
+def _kill_a_worker_after(step: int, folder: RunFolder, killed: list[int]) -> None:
+    journal = folder.local / "journal" / "train.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if journal.is_file() and any(entry["step"] >= step for entry in read_journal(journal)[0]):
+            workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"])]
+            if workers:
+                os.kill(workers[0].pid, signal.SIGKILL)
+                killed.append(workers[0].pid)
+                return
+        time.sleep(0.01)
+
+
+@pytest.mark.timeout(600)
+def test_killed_worker_is_replaced_and_the_run_ends_bit_identical(two_nodes, tmp_path):
+    config = two_worker_config("killed")
+    folder = RunFolder.open(str(tmp_path), "killed")
+    killed: list[int] = []
+    killer = threading.Thread(target=_kill_a_worker_after, args=(70, folder, killed))
+    killer.start()
+    outcome = ray_train.fit(config, str(tmp_path))
+    killer.join()
+    assert killed, "the run ended before a worker could be killed"
+    assert outcome.resumed_from >= 50
+    alone = replace(config, run=replace(config.run, name="alone"))
+    run_ranks(_train_undisturbed, 2, alone, str(tmp_path))
+    left = checkpoint.load(folder, 300).tensors
+    right = checkpoint.load(RunFolder.open(str(tmp_path), "alone"), 300).tensors
+    assert [name for name in right if not torch.equal(left[name], right[name])] == []
+    steps = [e["step"] for e in read_journal(folder.local / "journal" / "train.jsonl")[0] if "metrics" in e]
+    assert steps == list(range(10, 301, 10))
+
+
+@pytest.mark.timeout(300)
+def test_workers_are_on_different_nodes_and_leave_nothing_of_ray_in_the_storage(two_nodes, tmp_path):
+    outcome = ray_train.fit(two_worker_config("nodes", num_steps=20), str(tmp_path))
+    assert outcome.step == 20
+    assert sorted(p.name for p in (tmp_path / "nodes").iterdir()) == [".shared", "checkpoints", "journal", "snapshots"]
+
+
+@pytest.mark.timeout(300)
+def test_diverged_run_is_not_restarted_and_says_why(two_nodes, tmp_path):
+    base = two_worker_config("diverged", num_steps=200, max_skipped=5)
+    config = replace(base, optim=replace(base.optim, lr=1e30), objective=replace(base.objective, gamma=0.0))
+    with pytest.raises(DivergenceError, match=r"phase '.*' diverged at step .* first on rank"):
+        ray_train.fit(config, str(tmp_path))
+
+
+@pytest.mark.timeout(300)
+def test_error_of_a_worker_arrives_as_it_was_raised(two_nodes, tmp_path):
+    base = two_worker_config("dataless", num_steps=20)
+    data = Data(name="mnist", root=str(tmp_path / "nowhere"), image_size=(28, 28))
+    config = replace(base, data=data, cluster=replace(base.cluster, max_failures=0))
+    with pytest.raises(Exception, match="nowhere") as caught:
+        ray_train.fit(config, str(tmp_path))
+    assert type(caught.value).__module__ == "genray.errors"
+
+
+def test_storage_that_another_node_does_not_share_is_refused(tmp_path):
+    folder = RunFolder.open(str(tmp_path), "a")
+    with pytest.raises(StorageError, match="is not the same folder on node"):
+        ray_train.check_shared(folder, str(tmp_path), "token")
+
+
+def test_more_workers_than_this_machine_has_cores_are_refused(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(ClusterError, match="the workers ask for 4096 cores, and this machine has"):
+        ray_train.connect(4096)
