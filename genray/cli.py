@@ -221,7 +221,8 @@ def sample(args: Sequence[str]) -> int:
         loaded = snapshot.load(directory)
     images = sampling.sample(loaded, asked.num, asked.seed, label=asked.label, truncation=asked.truncation)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    sampling.save_png(asked.out, sampling.grid(images))
+    in_turn = int(getattr(loaded.module, "num_labels", 0)) if asked.label is None else 0
+    sampling.save_png(asked.out, sampling.grid(images, in_turn if 0 < in_turn <= asked.num else None))
     print(asked.out)  # noqa: T201
     return 0
 

@@ -104,7 +104,10 @@ class Scorer:
                 score_step(*arguments)
         except (GenrayError, ray.exceptions.RayError) as error:
             cause = str(getattr(error, "cause", error))
-            logger.warning("snapshot %s was not scored: %s", name, cause)
+            if name in self.folder.names(SNAPSHOTS):
+                logger.warning("snapshot %s was not scored: %s", name, cause)
+            else:
+                cause = "the run deleted it first; train.keep says how many stay"
             self.tracker.event(step_of(name), "not_scored", cause=cause)
             self.failed.add(name)
             return

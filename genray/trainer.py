@@ -24,7 +24,7 @@ from genray.storage import RunFolder
 from genray.streams import Draws, derive_seed
 from genray.tracking import JsonlTracker, NullTracker, Tracker
 
-GRID_IMAGES = 64
+GRID_ROWS, MAX_COLUMNS = 8, 10
 
 
 @dataclass
@@ -209,11 +209,13 @@ class Trainer:
         return values
 
     def draw_grid(self) -> np.ndarray:
-        """(H, W, 3) uint8: images of the EMA, from the same latents and labels at every step of the run."""
+        """(H, W, 3) uint8: images of the EMA, from the same latents at every step, a column a class."""
         module: Any = self.ema.module
-        z = latents(GRID_IMAGES, module.latent_dim, derive_seed(self.config.train.seed, "fixed z"))
-        labels = torch.arange(GRID_IMAGES) % module.num_labels if module.num_labels else None
-        return grid(generate(module, z, labels))
+        columns = min(module.num_labels, MAX_COLUMNS) or MAX_COLUMNS
+        num = GRID_ROWS * columns
+        z = latents(num, module.latent_dim, derive_seed(self.config.train.seed, "fixed z"))
+        labels = torch.arange(num) % columns if module.num_labels else None
+        return grid(generate(module, z, labels), columns)
 
     def save(self) -> None:
         """A checkpoint and a snapshot of this step; older ones go, but for the best."""
