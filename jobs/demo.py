@@ -24,6 +24,7 @@ from types import FrameType
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 90
+SCRATCH = Path("/tmp/genray-demo-")  # noqa: S108
 
 
 def main() -> int:
@@ -59,8 +60,8 @@ def main() -> int:
 def local_ray() -> Iterator[dict[str, str]]:
     """A Ray head with its job server, on loopback and behind a token; the environment to submit jobs in."""
     port, dashboard = free_port(), free_port()
-    # short: the sockets of Ray live below, and their paths have about 100 characters at most
-    scratch = Path(tempfile.mkdtemp(prefix="genray-"))
+    # not in $TMPDIR: Ray's sockets live below, and the path of a socket has 107 characters at most
+    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH.name, dir=SCRATCH.parent))
     environment = os.environ | {
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
