@@ -26,6 +26,7 @@ from genray.mlflow_store import connect, database, redact, reporting, resolve_ur
 
 __all__ = ["TrainingData", "end_run", "provenance_tags", "resolve_uri", "start_run"]
 
+COMMIT_VARIABLE = "GENRAY_GIT_COMMIT"
 _PARAMS_A_BATCH = 100
 _DIGEST_CHARACTERS = 36  # most that MLflow keeps of a data set's digest
 
@@ -188,7 +189,9 @@ def _log_dataset(client: MlflowClient, run_id: str, data: TrainingData) -> dict[
 def _git_tags() -> dict[str, str]:
     commit = _git("rev-parse", "HEAD")
     if not commit:
-        return {}
+        # a submitted job runs in a copy without .git: the submission may say what it is a copy of
+        told = os.environ.get(COMMIT_VARIABLE)
+        return {"mlflow.source.git.commit": told} if told else {}
     branch = _git("rev-parse", "--abbrev-ref", "HEAD") or "HEAD"
     dirty = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
     tags = {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": dirty}

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, Literal
 
@@ -41,7 +41,7 @@ class Report:
     verdict: str
 
 
-class Stopped(BaseException):
+class Stopped(KeyboardInterrupt):
     """SIGTERM: the job is asked to end."""
 
 
@@ -70,6 +70,7 @@ def run(config: Config) -> Report:
     """
     uri = mlflow_tracking.resolve_uri(config.tracking.uri, base_directory())
     images = load_images(config.data, "train")
+    config = replace(config, data=replace(config.data, download=False))  # workers find what the driver has fetched
     folder = RunFolder.open(config.run.storage, config.run.name)
     folder.probe()
     _claim(folder, config)
@@ -83,10 +84,11 @@ def run(config: Config) -> Report:
             outcome, best = _train_and_score(config, can_score)
             version, verdict = _register(config, folder, uri, run_id, best)
         status = "FINISHED"
-    except (Stopped, KeyboardInterrupt):
+    except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
+        ray_train.disconnect()
         delivery = drain.finish(DELIVERY_TIMEOUT_S)
         _end_tracking(uri, run_id, status)
     report = Report(outcome, run_id, delivery, best[1] if best else [], version, verdict)

@@ -65,6 +65,12 @@ def connect(num_cpus: float) -> bool:
     return True
 
 
+def disconnect() -> None:
+    """Leaves the cluster, or stops the Ray of this machine; its last lines come before ours."""
+    if ray.is_initialized():
+        ray.shutdown()
+
+
 def check_resources(config: Config) -> str | None:
     """A warning where the cluster, as it is now, has not what the run asks for; an autoscaler may bring it."""
     cluster, total = config.cluster, ray.cluster_resources()

@@ -89,7 +89,10 @@ def submit(environment: dict[str, str], arguments: list[str]) -> None:
     Raises:
         subprocess.CalledProcessError: the job failed.
     """
-    command = [str(BIN / "ray"), "job", "submit", "--working-dir", str(ROOT), "--", "python", "jobs/train.py"]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    variables = json.dumps({"env_vars": {"GENRAY_GIT_COMMIT": commit.stdout.strip()}})
+    command = [str(BIN / "ray"), "job", "submit", "--working-dir", str(ROOT), "--runtime-env-json", variables]
+    command += ["--", "python", "jobs/train.py"]
     print(f"\n$ ray job submit --working-dir . -- python jobs/train.py {' '.join(arguments)}", flush=True)
     subprocess.run([*command, *arguments], env=environment, check=True)
 

@@ -159,3 +159,11 @@ def test_provenance_holds_no_arguments_and_no_environment(monkeypatch: pytest.Mo
     monkeypatch.setitem(os.environ, "AWS_SECRET_ACCESS_KEY", "hunter3")
     text = json.dumps(provenance_tags())
     assert "hunter" not in text and "/home" not in text
+
+
+def test_provenance_outside_a_checkout_takes_the_commit_that_the_submission_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GENRAY_GIT_COMMIT", "c0ffee")
+    assert provenance_tags()["mlflow.source.git.commit"] == "c0ffee"

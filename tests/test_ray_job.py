@@ -1,0 +1,159 @@
+"""One job without a cluster (cluster.num_workers=0): tracked, scored, registered, and refused early."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import tiny_config
+from mlflow import MlflowClient
+
+from genray import mlflow_champion, mlflow_registry, ray_job
+from genray.config import Cluster, Config, Tracking, Train
+from genray.errors import ResumeError, StorageError, TrackingError
+from genray.models.vae import MLPVAE
+from genray.objectives.elbo import ELBO
+from genray.paths import resolved
+from genray.presets import preset
+from genray.tracking import read_journal
+
+ROOT = Path(__file__).parents[1]
+pytestmark = [pytest.mark.mlflow, pytest.mark.filterwarnings("ignore:.*pip version")]
+
+
+def job_config(storage: Path, **sections: object) -> Config:
+    defaults: dict[str, object] = {
+        "cluster": Cluster(num_workers=0),
+        "tracking": Tracking(uri=f"sqlite:///{storage / 'mlflow.db'}"),
+    }
+    base = tiny_config(**(defaults | sections))
+    return resolved(replace(base, run=replace(base.run, storage=str(storage))))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A classifier and a GAN of the digits, trained and registered one after the other."""
+    storage = tmp_path_factory.mktemp("job")
+    quick = preset("digits-classifier")
+    classifier = replace(quick, train=replace(quick.train, num_steps=40, checkpoint_every=40, log_every=20))
+    here = {"cluster": Cluster(num_workers=0), "tracking": Tracking(uri=f"sqlite:///{storage / 'mlflow.db'}")}
+    ray_job.run(resolved(replace(classifier, run=replace(classifier.run, storage=str(storage)), **here)))
+    config = job_config(storage)
+    return storage, config, ray_job.run(config)
+
+
+def test_job_leaves_every_metric_of_its_journals_in_mlflow_once(finished):
+    storage, config, report = finished
+    client = MlflowClient(config.tracking.uri)
+    expected = {}
+    for name in ("train", "eval"):
+        for entry in read_journal(storage / "tiny" / "journal" / f"{name}.jsonl")[0]:
+            for key, value in entry.get("metrics", {}).items():
+                expected.setdefault(key, []).append((entry["step"], value))
+    assert "eval/fid" in expected and "generator/loss" in expected and "system/cpu_percent" in expected
+    for key, points in expected.items():
+        stored = [(m.step, m.value) for m in client.get_metric_history(report.run_id, key)]
+        assert sorted(stored) == sorted(points)
+    assert report.delivery.complete
+
+
+def test_job_ends_with_a_champion_scored_by_fid_and_kid(finished):
+    _, config, report = finished
+    assert [score.metric for score in report.scores] == ["fid", "kid"]
+    version = mlflow_registry.resolve(config.tracking.uri, "digits-generator@champion")
+    assert version.number == report.version == 1
+    assert report.verdict.startswith("digits-generator/1 is the first champion: fid ")
+
+
+def test_mlflow_run_says_what_was_trained_from_what(finished):
+    _, config, report = finished
+    run = MlflowClient(config.tracking.uri).get_run(report.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.num_steps"] == "8"
+    assert len(run.data.tags["genray.data.sha256"]) == 64
+    assert run.inputs.dataset_inputs[0].dataset.name == "digits"
+    artifacts = {f.path for f in MlflowClient(config.tracking.uri).list_artifacts(report.run_id)}
+    assert {"config.json", "images"} <= artifacts
+
+
+def test_finished_job_run_again_trains_nothing_and_registers_nothing_new(finished):
+    _, config, report = finished
+    again = ray_job.run(config)
+    assert again.outcome.resumed_from == again.outcome.step == 8
+    assert (again.run_id, again.version) == (report.run_id, report.version)
+
+
+def test_another_config_under_the_name_of_a_run_is_refused_before_it_starts(finished):
+    _, config, _ = finished
+    with pytest.raises(ResumeError, match=r"train\.seed: 0 -> 9"):
+        ray_job.run(replace(config, train=replace(config.train, seed=9)))
+
+
+def test_vae_and_gan_compete_for_one_champion(finished):
+    storage, config, _ = finished
+    vae = job_config(
+        storage,
+        model=MLPVAE(latent_dim=8, hidden=32),
+        objective=ELBO(),
+        train=Train(num_steps=60, global_batch_size=64, checkpoint_every=60, sample_every=0),
+    )
+    report = ray_job.run(replace(vae, run=replace(vae.run, name="vae")))
+    assert report.version == 2
+    assert report.verdict.startswith("digits-generator/2 beats the champion digits-generator/1")
+    previous = mlflow_registry.resolve(config.tracking.uri, "digits-generator@previous")
+    assert previous.number == 1
+
+
+def test_registered_model_is_pulled_and_scored_as_the_job_scored_it(finished):
+    _, config, report = finished
+    with mlflow_champion.local_snapshot("digits-generator/1", config.tracking.uri) as directory:
+        scores = mlflow_champion.evaluate(directory, config.tracking.uri, config.data, config.eval)
+    assert scores == report.scores
+
+
+def test_tracking_server_that_is_away_at_the_first_start_is_refused(tmp_path):
+    config = job_config(tmp_path, tracking=Tracking(uri="http://127.0.0.1:9"))
+    with pytest.raises(
+        TrackingError, match=r"tracking\.uri='http://127\.0\.0\.1:9': the MLflow server does not answer"
+    ):
+        ray_job.run(config)
+
+
+def test_storage_that_cannot_be_written_is_refused(tmp_path):
+    config = job_config(tmp_path)
+    with pytest.raises(StorageError, match=r"run\.storage='/dev/null/x' cannot be used"):
+        ray_job.run(replace(config, run=replace(config.run, storage="/dev/null/x")))
+
+
+def train_command(storage: Path, *more: str) -> list[str]:
+    command = [sys.executable, str(ROOT / "jobs" / "train.py"), "digits-vae", "--cluster.num-workers", "0"]
+    return [*command, "--run.storage", str(storage), "--tracking.uri", f"sqlite:///{storage / 'mlflow.db'}", *more]
+
+
+@pytest.mark.slow
+def test_failed_job_exits_non_zero_with_the_cause_as_its_last_line(tmp_path):
+    arguments = ["--optim.lr", "1e30", "--train.max-skipped", "5", "--train.num-steps", "200"]
+    done = subprocess.run(train_command(tmp_path, *arguments), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: phase 'vae' diverged at step ")
+    (run,) = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_runs(["1"])
+    assert run.info.status == "FAILED"
+
+
+@pytest.mark.slow
+def test_job_that_gets_sigterm_closes_its_mlflow_run_as_killed(tmp_path):
+    job = subprocess.Popen(train_command(tmp_path, "--train.num-steps", "100000"), stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / "digits-vae" / "journal" / "train.jsonl"
+    while not read_journal(journal)[0]:
+        assert job.poll() is None, job.stderr.read()
+        time.sleep(0.1)
+    os.kill(job.pid, signal.SIGTERM)
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == 130
+    assert err.splitlines()[-1] == "interrupted; the same command goes on from the last checkpoint"
+    (run,) = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_runs(["1"])
+    assert run.info.status == "KILLED"
