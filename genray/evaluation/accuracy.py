@@ -10,8 +10,8 @@ from genray.snapshot import Snapshot
 
 
 @torch.no_grad()
-def predict(classifier: Snapshot, images: Tensor, batch_size: int = 256) -> Tensor:
-    """The likeliest class of every image, int64 (N,), on the CPU.
+def logits_of(classifier: Snapshot, images: Tensor, batch_size: int = 256) -> Tensor:
+    """Logits of the classes of every image, float32 (N, K), on the CPU.
 
     Args:
         classifier: snapshot of a classifier, its module on any device.
@@ -25,7 +25,7 @@ def predict(classifier: Snapshot, images: Tensor, batch_size: int = 256) -> Tens
     check_shape("classifier", classifier, images)
     module = classifier.module.eval()
     device = next(module.parameters()).device
-    classes = []
+    found = []
     for start in range(0, len(images), batch_size):
         logits = module(to_float(images[start : start + batch_size].to(device)))
         if not bool(logits.isfinite().all()):
@@ -33,8 +33,13 @@ def predict(classifier: Snapshot, images: Tensor, batch_size: int = 256) -> Tens
                 f"classifier {classifier.task!r} gives non-finite logits for images {start} to "
                 f"{start + len(logits) - 1}; its weights have diverged, take an earlier snapshot"
             )
-        classes.append(logits.argmax(1).cpu())
-    return torch.cat(classes)
+        found.append(logits.float().cpu())
+    return torch.cat(found)
+
+
+def predict(classifier: Snapshot, images: Tensor, batch_size: int = 256) -> Tensor:
+    """The likeliest class of every image, int64 (N,), on the CPU; arguments and errors as for `logits_of`."""
+    return logits_of(classifier, images, batch_size).argmax(1)
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -47,9 +52,31 @@ def accuracy(predicted: Tensor, labels: Tensor) -> tuple[float, float]:
     Raises:
         ProtocolError: N is 0.
     """
-    _check_some(labels)
-    share = float((predicted == labels).double().mean())
-    return share, (share * (1 - share) / len(labels)) ** 0.5
+    return _share(predicted == labels)
+
+
+def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> tuple[float, float]:
+    """Share of images whose class is among the `k` likeliest, and its binomial standard error.
+
+    Args:
+        logits: (N, K), of any scale.
+        labels: (N,), int64.
+        k: from 1 to K.
+
+    Raises:
+        ProtocolError: N is 0, or `k` is out of range.
+    """
+    if not 1 <= k <= logits.shape[1]:
+        raise ProtocolError(
+            f"top-{k} accuracy of {logits.shape[1]} classes is not defined; take k from 1 to {logits.shape[1]}"
+        )
+    return _share((logits.topk(k, dim=1).indices == labels[:, None]).any(1))
+
+
+def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """How often class i was called j, int64 (num_classes, num_classes); those of several shards add up."""
+    cells = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    return cells.view(num_classes, num_classes)
 
 
 def macro_recall(predicted: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -57,15 +84,37 @@ def macro_recall(predicted: Tensor, labels: Tensor) -> tuple[float, float]:
 
     Every class counts the same, however many images it has; arguments as for `accuracy`.
     """
-    _check_some(labels)
-    per_class = [
-        accuracy(predicted[labels == k], labels[labels == k]) for k in torch.bincount(labels).nonzero().flatten()
-    ]
-    value = sum(share for share, _ in per_class) / len(per_class)
-    variance = sum(error**2 for _, error in per_class) / len(per_class) ** 2
-    return value, variance**0.5
+    return _macro(predicted, labels, labels)
 
 
-def _check_some(labels: Tensor) -> None:
-    if len(labels) == 0:
+def macro_precision(predicted: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Share of right predictions per predicted class, averaged, and its standard error.
+
+    A class that occurs in `labels` and is never predicted counts 0; arguments as for `accuracy`.
+    """
+    return _macro(predicted, labels, predicted)
+
+
+def per_class(confusion: Tensor) -> dict[str, list[float | None]]:
+    """`precision` and `recall` of every class; None where nothing was called so, or nothing is so."""
+    hits = confusion.diagonal().double()
+    shares = {"precision": hits / confusion.sum(0), "recall": hits / confusion.sum(1)}
+    return {name: [None if s.isnan() else float(s) for s in values] for name, values in shares.items()}
+
+
+def _macro(predicted: Tensor, labels: Tensor, by: Tensor) -> tuple[float, float]:
+    """Mean over the classes that occur of the share of right ones among the images that `by` puts there."""
+    right = predicted == labels
+    occurring = torch.bincount(labels).nonzero().flatten()
+    if len(occurring) == 0:
+        _share(right)
+    shares = [_share(right[by == k]) if bool((by == k).any()) else (0.0, 0.0) for k in occurring]
+    variance = sum(error**2 for _, error in shares) / len(shares) ** 2
+    return sum(share for share, _ in shares) / len(shares), variance**0.5
+
+
+def _share(right: Tensor) -> tuple[float, float]:
+    if len(right) == 0:
         raise ProtocolError("accuracy of 0 images is not defined; choose a split that has some")
+    share = float(right.double().mean())
+    return share, (share * (1 - share) / len(right)) ** 0.5

@@ -1,6 +1,9 @@
-"""The evidence lower bound of a VAE on images it was not trained on."""
+"""The likelihood of a VAE on images it was not trained on: its bound, its parts, and closer estimates."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +29,19 @@ class Bounds:
         return -(self.recon_nll + self.kl)
 
 
+@dataclass(frozen=True)
+class Posteriors:
+    """What the encoder says of every image, each (N, latent_dim), float64, on the CPU."""
+
+    mu: Tensor
+    logvar: Tensor
+
+    @property
+    def kl(self) -> Tensor:
+        """Divergence from the prior in nats, (N, latent_dim), not negative."""
+        return gaussian_kl(self.mu, self.logvar)
+
+
 @torch.no_grad()
 def bounds(vae: Snapshot, images: Tensor, seed: int, batch_size: int = 256) -> Bounds:
     """The bound of every image with one draw of its latent.
@@ -44,34 +60,69 @@ def bounds(vae: Snapshot, images: Tensor, seed: int, batch_size: int = 256) -> B
         ProtocolError: the images have another shape.
         DivergenceError: a bound is not finite.
     """
-    objective = objective_of(vae)
-    check_shape("VAE", vae, images)
-    module = vae.module.eval()
-    device = next(module.parameters()).device
-    pixels_source = generator(seed, "elbo/binarize")
-    latent_dim = int(module.latent_dim)  # type: ignore[arg-type]
-    noise = latents(len(images), latent_dim, derive_seed(seed, "elbo/posterior"))
+    objective, module = _opened(vae, images)
+    noise = latents(len(images), int(module.latent_dim), derive_seed(seed, "elbo/posterior"))
     recon_nll, kl = [], []
-    for start in range(0, len(images), batch_size):
-        observed = (to_float(images[start : start + batch_size]) + 1) / 2
-        if objective.likelihood == "bernoulli" and objective.binarize:
-            observed = (torch.rand(observed.shape, generator=pixels_source) < observed).float()
-        observed = observed.to(device)
-        logits, mu, logvar = module(2 * observed - 1, noise[start : start + batch_size].to(device))
-        if objective.likelihood == "bernoulli":
-            nll = bernoulli_nll(logits.double(), observed.double())
-        else:
-            nll = gaussian_nll(torch.sigmoid(logits.double()), observed.double(), objective.sigma)
-        recon_nll.append(nll.cpu())
+    for part, observed in _observations(vae, objective, images, seed, batch_size):
+        logits, mu, logvar = module(2 * observed - 1, noise[part].to(observed.device))
+        recon_nll.append(_nll(objective, logits, observed).cpu())
         kl.append(gaussian_kl(mu.double(), logvar.double()).sum(1).cpu())
     found = Bounds(torch.cat(recon_nll), torch.cat(kl))
-    bad = int((~found.elbo.isfinite()).sum())
-    if bad:
-        raise DivergenceError(
-            f"VAE {vae.task!r} gives a non-finite bound for {bad} of {len(images)} images; "
-            "its weights have diverged, take an earlier snapshot"
-        )
+    _check_finite(vae, "bound", found.elbo)
     return found
+
+
+@torch.no_grad()
+def posteriors(vae: Snapshot, images: Tensor, seed: int, batch_size: int = 256) -> Posteriors:
+    """The posterior of every image; `seed` is of the binarisation, and arguments and errors are those of `bounds`."""
+    objective, module = _opened(vae, images)
+    found = [module.encode(2 * observed - 1) for _, observed in _observations(vae, objective, images, seed, batch_size)]
+    mu, logvar = (torch.cat([pair[i].double().cpu() for pair in found]) for i in (0, 1))
+    _check_finite(vae, "posterior", (mu + logvar).sum(1))
+    return Posteriors(mu, logvar)
+
+
+@torch.no_grad()
+def importance_nll(vae: Snapshot, images: Tensor, seed: int, num_draws: int, batch_size: int = 256) -> Tensor:
+    """-log p(image) in nats, (N,), float64, from `num_draws` importance samples: at most -elbo in the mean.
+
+    Burda et al. 2016, arXiv:1509.00519, equation 8: -log of the mean of p(x, z) / q(z | x) over z
+    from q. The bound tightens with the draws and is exact in the limit.
+
+    Args:
+        vae: snapshot of a VAE, its module on any device.
+        images: uint8 (N, C, H, W) of the model's shape.
+        seed: of latents and binarisation, the latter the same as in `bounds`.
+        num_draws: latents of each image, at least 1.
+        batch_size: images, each with one latent, per forward pass.
+
+    Raises:
+        ConfigError, ProtocolError, DivergenceError: as `bounds` does.
+    """
+    objective, module = _opened(vae, images)
+    posterior = posteriors(vae, images, seed, batch_size)
+    device = next(module.parameters()).device
+    total = torch.full((len(images),), -math.inf, dtype=torch.float64)
+    for draw in range(num_draws):
+        noise = latents(len(images), int(module.latent_dim), derive_seed(seed, "nll/posterior", draw)).double()
+        z = posterior.mu + noise * (posterior.logvar / 2).exp()
+        # log p(z) - log q(z | x): the constants of the two normal densities cancel
+        ratio = 0.5 * (noise.square() + posterior.logvar - z.square()).sum(1)
+        for part, observed in _observations(vae, objective, images, seed, batch_size):
+            nll = _nll(objective, module.decode(z[part].float().to(device)), observed).cpu()
+            total[part] = torch.logaddexp(total[part], ratio[part] - nll)
+    found = math.log(num_draws) - total
+    _check_finite(vae, "likelihood", found)
+    return found
+
+
+def bits_per_dim(nats: float, num_dims: int, likelihood: str) -> float:
+    """Negative log likelihood of an image of `num_dims` numbers, in bits for each.
+
+    A bernoulli likelihood counts bits of black or white. A gaussian one is a density on [0, 1]:
+    256 levels a number make 8 bits more of it, so that it compares with models of discrete pixels.
+    """
+    return nats / (num_dims * math.log(2)) + (8 if likelihood == "gaussian" else 0)
 
 
 def objective_of(vae: Snapshot) -> ELBO:
@@ -86,3 +137,38 @@ def objective_of(vae: Snapshot) -> ELBO:
             f"snapshot of {vae.task!r} is a {vae.product}, which has no likelihood; elbo is scored of a VAE only"
         )
     return objective
+
+
+def _opened(vae: Snapshot, images: Tensor) -> tuple[ELBO, Any]:
+    objective = objective_of(vae)
+    check_shape("VAE", vae, images)
+    return objective, vae.module.eval()
+
+
+def _observations(
+    vae: Snapshot, objective: ELBO, images: Tensor, seed: int, batch_size: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Places and pixels in [0, 1] (B, C, H, W), on the module's device, as the likelihood sees them; `seed` as ever."""
+    source = generator(seed, "elbo/binarize")
+    device = next(vae.module.parameters()).device
+    for start in range(0, len(images), batch_size):
+        part = slice(start, start + batch_size)
+        observed = (to_float(images[part]) + 1) / 2
+        if objective.likelihood == "bernoulli" and objective.binarize:
+            observed = (torch.rand(observed.shape, generator=source) < observed).float()
+        yield part, observed.to(device)
+
+
+def _nll(objective: ELBO, logits: Tensor, observed: Tensor) -> Tensor:
+    if objective.likelihood == "bernoulli":
+        return bernoulli_nll(logits.double(), observed.double())
+    return gaussian_nll(torch.sigmoid(logits.double()), observed.double(), objective.sigma)
+
+
+def _check_finite(vae: Snapshot, what: str, values: Tensor) -> None:
+    bad = int((~values.isfinite()).sum())
+    if bad:
+        raise DivergenceError(
+            f"VAE {vae.task!r} gives a non-finite {what} for {bad} of {len(values)} images; "
+            "its weights have diverged, take an earlier snapshot"
+        )

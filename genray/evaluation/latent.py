@@ -1,0 +1,59 @@
+"""What a VAE makes of its latent: which dimensions it uses, and what comes back through them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genray.errors import ProtocolError
+from genray.evaluation.features import check_shape
+from genray.evaluation.likelihood import objective_of
+from genray.sampling import generate, to_float
+from genray.snapshot import Snapshot
+
+ACTIVE_VARIANCE = 0.01
+"""Variance of a posterior mean over images from which on its dimension counts as used, as in the paper."""
+
+
+def mean_variance(mu: Tensor) -> Tensor:
+    """Variance over images of each posterior mean, (latent_dim,), of `mu` (N, latent_dim).
+
+    Raises:
+        ProtocolError: fewer than two images.
+    """
+    if len(mu) < 2:
+        raise ProtocolError(f"active units need at least 2 images, got {len(mu)}; take a larger split")
+    return mu.double().var(0)
+
+
+def active_units(mu: Tensor) -> int:
+    """Latent dimensions whose posterior mean changes with the image: 0 where the latent is not used at all.
+
+    Burda et al. 2016, arXiv:1509.00519, section 5.2.
+
+    Args:
+        mu: posterior means (N, latent_dim).
+
+    Raises:
+        ProtocolError: fewer than two images.
+    """
+    return int((mean_variance(mu) > ACTIVE_VARIANCE).sum())
+
+
+@torch.no_grad()
+def reconstructions(vae: Snapshot, images: Tensor, batch_size: int = 256) -> Iterator[Tensor]:
+    """Images as they come back through the mean of their posterior, uint8, batch by batch; pixels stay grey.
+
+    Raises:
+        ConfigError: the snapshot was not trained as a VAE.
+        ProtocolError: the images have another shape.
+        DivergenceError: a pixel is not finite.
+    """
+    objective_of(vae)
+    check_shape("VAE", vae, images)
+    module: Any = vae.module.eval()
+    device = next(module.parameters()).device
+    for start in range(0, len(images), batch_size):
+        mu, _ = module.encode(to_float(images[start : start + batch_size].to(device)))
+        yield generate(module, mu, None, batch_size)
