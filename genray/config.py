@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from genray.data import DATASETS
 from genray.errors import ConfigError, unknown
+from genray.evaluation import check_names
 from genray.models import MODELS, Model
 from genray.objectives import OBJECTIVES, Objective
 
@@ -142,8 +143,10 @@ class Eval:
     """How snapshots are scored; everything here but the resources is part of the protocol."""
 
     extractor: str | None = None
-    """Classifier whose features are compared: a snapshot folder or NAME@ALIAS.
-    None: DATASET-classifier@champion of the registry."""
+    """Network whose features are compared: a classifier's snapshot folder or NAME@ALIAS, or KIND:PATH of weights,
+    e.g. resnet18:weights.pth (see `evaluation/extractors.py`). None: DATASET-classifier@champion of the registry."""
+    metrics: tuple[str, ...] = ()
+    """Names in `evaluation.METRICS`; the product's first metric is taken in any case. None named: the cheap ones."""
     split: str = "test"
     """Split of the data that samples are compared with."""
     num_samples: int = 10_000
@@ -156,6 +159,10 @@ class Eval:
     """Factor on the latents; below 1 trades diversity for quality."""
     batch_size: int = 256
     """Images per forward pass."""
+    importance_samples: int = 64
+    """Latents of each image for the metric nll."""
+    classifier_steps: int = 500
+    """Batches that a classifier is trained on for the metrics cas and cas_reverse."""
     promote: bool = True
     """Make the model champion if it beats the present one under the same protocol."""
     num_cpus: float = 1
@@ -165,8 +172,9 @@ class Eval:
 
     def __post_init__(self) -> None:
         _at_least("eval", self, 2, "num_samples")
-        _at_least("eval", self, 1, "num_seeds", "batch_size")
+        _at_least("eval", self, 1, "num_seeds", "batch_size", "importance_samples", "classifier_steps")
         _at_least("eval", self, 0, "seed", "truncation", "num_cpus", "num_gpus")
+        check_names(self.metrics)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +230,7 @@ class Config:
             raise ConfigError(
                 f"train.sample_every={self.train.sample_every}: a classifier draws no samples; set it to 0"
             )
+        check_names(self.eval.metrics, self.objective.product)
         per_rank_batch_size(self.train.global_batch_size, max(1, self.cluster.num_workers))
 
     @property

@@ -138,4 +138,18 @@ def test_better_is_true_for_a_finite_candidate_against_a_champion_that_is_not():
 
 def test_metrics_directions_are_the_known_ones():
     lower = {name for name, metric in METRICS.items() if metric.direction == "min"}
-    assert lower == {"fid", "kid"}
+    distances = {"fid", "kid", "ifid", "reconstruction_fid"}
+    assert lower == distances | {"recon_nll", "kl", "nll", "bits_per_dim", "calibration_error"}
+
+
+def test_score_keeps_its_details_and_does_not_compare_them():
+    plain = score(9.0)
+    detailed = dataclasses.replace(plain, details={"per_class": [8.0, 10.0]})
+    assert Score.from_dict(json.loads(json.dumps(detailed.to_dict()))) == detailed
+    assert not better(plain, detailed) and differences(plain.protocol, detailed.protocol) == []
+
+
+def test_score_without_details_written_before_there_were_any_is_read():
+    values = score(9.0).to_dict()
+    del values["details"]
+    assert Score.from_dict(values) == score(9.0)

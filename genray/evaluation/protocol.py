@@ -33,11 +33,11 @@ class Protocol:
     seed: int = 0
     """First of the seeds."""
     extractor: str = "none"
-    """Task of the classifier whose features were compared, e.g. `mnist-classifier`."""
+    """Task of the classifier whose features were compared, e.g. `mnist-classifier`, or kind of network: `resnet18`."""
     extractor_digest: str = ""
-    """Snapshot digest of that classifier."""
+    """Snapshot digest of that classifier, or SHA-256 of the file of a network's weights."""
     resize: str = "none"
-    """How images are brought to the extractor's size; other sizes are refused, so always `none`."""
+    """How images are brought to the extractor's size, e.g. `bilinear-antialias-299`; a snapshot takes its own alone."""
     ema: bool = True
     """Whether the weights are the moving average; snapshots hold nothing else."""
     truncation: float = 1.0
@@ -89,6 +89,8 @@ class Score:
     """Standard deviation over seeds or subsets, or standard error, not negative. 0 where the protocol has one seed,
     so that chance is unknown: take more."""
     protocol: Protocol
+    details: dict[str, Any] = field(default_factory=dict)
+    """What the value is a summary of, as JSON values, e.g. the FID of each class; has no part in comparisons."""
 
     def __post_init__(self) -> None:
         if self.metric != self.protocol.metric:
@@ -97,12 +99,12 @@ class Score:
             )
 
     @classmethod
-    def of(cls, values: Sequence[float], protocol: Protocol) -> Self:
+    def of(cls, values: Sequence[float], protocol: Protocol, details: dict[str, Any] | None = None) -> Self:
         """Mean of `values`, at least one, with their standard deviation (n - 1; 0 for a single value)."""
         mean = math.fsum(values) / len(values)
         squares = math.fsum((value - mean) ** 2 for value in values)
         spread = math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else 0.0
-        return cls(protocol.metric, mean, spread, protocol)
+        return cls(protocol.metric, mean, spread, protocol, details or {})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; non-finite numbers become null."""
@@ -111,6 +113,7 @@ class Score:
             "value": self.value if math.isfinite(self.value) else None,
             "spread": self.spread if math.isfinite(self.spread) else None,
             "protocol": self.protocol.to_dict(),
+            "details": self.details,
         }
 
     @classmethod

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genray.data.images import ImageSet
 from genray.errors import CheckpointError, StorageError
-from genray.evaluation.features import extract
+from genray.evaluation.features import Extractor, extract, resize_of
 from genray.evaluation.frechet import Moments
 from genray.manifest import seal, verify
 from genray.snapshot import Snapshot
@@ -32,12 +32,14 @@ class Reference:
     """Root of their covariance, (D, D), float64."""
 
 
-def reference_of(reals: ImageSet, extractor: Snapshot, batch_size: int = 256, cache: Path | None = None) -> Reference:
+def reference_of(
+    reals: ImageSet, extractor: Snapshot | Extractor, batch_size: int = 256, cache: Path | None = None
+) -> Reference:
     """Features of the reals and what the distances need of them.
 
     Args:
         reals: a split of real images.
-        extractor: snapshot of a classifier of their shape.
+        extractor: snapshot of a classifier of their shape, or a network from a file.
         batch_size: images per forward pass.
         cache: folder for the result, one sealed folder per split and extractor, both by digest.
             Of several processes that ask at once, one computes and the others wait. None: computed.
@@ -49,6 +51,8 @@ def reference_of(reals: ImageSet, extractor: Snapshot, batch_size: int = 256, ca
     if cache is None:
         return _compute(reals, extractor, batch_size)
     key = f"{FORMAT}/{reals.digest}/{reals.split}/{extractor.digest}"
+    if isinstance(extractor, Extractor):  # one file may be read as two kinds, or at two sizes
+        key += f"/{extractor.task}/{resize_of(extractor)}"
     place = cache.expanduser() / f"reference-{hashlib.sha256(key.encode()).hexdigest()}"
     try:
         with _locked(place):
@@ -63,7 +67,7 @@ def reference_of(reals: ImageSet, extractor: Snapshot, batch_size: int = 256, ca
         ) from error
 
 
-def _compute(reals: ImageSet, extractor: Snapshot, batch_size: int) -> Reference:
+def _compute(reals: ImageSet, extractor: Snapshot | Extractor, batch_size: int) -> Reference:
     features = extract(extractor, reals.images, batch_size)
     moments = Moments.of(features)
     return Reference(features, moments, moments.root)

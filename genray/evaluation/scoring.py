@@ -1,10 +1,10 @@
-"""From a snapshot to its scores."""
+"""From a snapshot, or a set of images, to its scores."""
 
 import json
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +13,12 @@ from genray import snapshot as snapshots
 from genray.config import Data, Eval
 from genray.data.images import ImageSet, load_images
 from genray.errors import ProtocolError, StorageError
-from genray.evaluation.accuracy import accuracy, macro_recall, predict
-from genray.evaluation.features import check_shape, extract
-from genray.evaluation.frechet import Moments, frechet_distance
-from genray.evaluation.kernel import NUM_SUBSETS, SUBSET_SIZE, kernel_distances
-from genray.evaluation.likelihood import bounds, objective_of
-from genray.evaluation.protocol import Protocol, Score
-from genray.evaluation.reference import reference_of
+from genray.evaluation import chosen, extractors, needs_extractor
+from genray.evaluation.classifier_scores import classifier_scores
+from genray.evaluation.features import Extractor, check_shape
+from genray.evaluation.protocol import Score
+from genray.evaluation.samples import TAKERS, Comparison, observe, sample_scores
+from genray.evaluation.vae_scores import likelihood_scores, reconstruction_score
 from genray.sampling import generate, latents
 from genray.snapshot import Snapshot
 from genray.streams import generator
@@ -32,36 +31,103 @@ def score_snapshot(
 ) -> list[Score]:
     """Every score of the snapshot at `directory`, the one that decides on promotion first.
 
-    Classifier: accuracy, recall. Generator: fid, kid. VAE: fid, kid, elbo; without an extractor
-    elbo alone. On CUDA when `settings.num_gpus` is above 0 and there is one, otherwise on the CPU.
+    That one is `accuracy` of a classifier, `fid` of a generator or VAE, `elbo` of a VAE without an
+    extractor, and is taken in any case; then come `settings.metrics`, or else the product's default
+    ones. On CUDA when `settings.num_gpus` is above 0 and there is one, otherwise on the CPU.
 
     Args:
         directory: a snapshot.
-        data: the reference images, read from files that are there.
+        data: the reference images, read from files that are there; its split `train` for metrics of copying.
         settings: the protocol; its `extractor` is a name, and not read here.
-        extractor: snapshot of a classifier of the same image shape; not used for classifiers.
+        extractor: snapshot of a classifier of the same image shape, or a folder that `extractors.bring`
+            made; not used for classifiers.
         cache: folder in which the features of the reference are kept between calls.
 
     Raises:
-        ProtocolError: snapshot, data and extractor do not go together, or a generator has no extractor.
+        ConfigError: a metric is not one of this product.
+        ProtocolError: snapshot, data and extractor do not go together, a metric has too few images, or
+            a generator has no extractor.
         CheckpointError: a snapshot is damaged.
         DivergenceError: the model gives non-finite pixels or logits.
     """
-    device = "cuda" if settings.num_gpus > 0 and torch.cuda.is_available() else "cpu"
+    device = _device(settings)
     model = _load(directory, device)
     reals = load_images(data, settings.split)
     check_shape("model", model, reals.images)
+    names = _names(model, settings, extractor)
     if model.product == "classifier":
-        return _classifier_scores(model, reals, settings)
-    if extractor is None:
-        if model.product != "vae":
-            raise ProtocolError(
-                f"fid of {model.task!r} needs an extractor, and none was given; "
-                f"train {reals.name}-classifier and set eval.extractor to its snapshot"
-            )
-        return [_elbo_score(model, reals, settings)]
-    scores = _distance_scores(model, reals, settings, _load(extractor, device), cache)
-    return [*scores, _elbo_score(model, reals, settings)] if model.product == "vae" else scores
+        _check_classes(model, reals)
+        return classifier_scores(names, model, reals, settings)
+    found: dict[str, Score] = {}
+    if extractor is not None:
+        if _num_labels(model) > 0:
+            _check_classes(model, reals)
+        against = Comparison(
+            reals=reals,
+            extractor=load_extractor(extractor, device),
+            settings=settings,
+            load_train=lambda: load_images(data, "train"),
+            cache=cache,
+            device=device,
+            num_samples=settings.num_samples,
+        )
+        found |= _model_scores([name for name in names if name in TAKERS], model, against)
+        if "reconstruction_fid" in names:
+            found["reconstruction_fid"] = reconstruction_score(model, against)
+    if model.product == "vae":
+        found |= likelihood_scores([name for name in names if name not in found], model, reals, settings)
+    return [found[name] for name in names]
+
+
+def score_images(
+    images: ImageSet, *, data: Data, settings: Eval, extractor: Path, cache: Path | None = None
+) -> list[Score]:
+    """Scores of images that anything made, `fid` first, then as for the snapshot of a generator.
+
+    All of them are one set of fakes: the number of images is the protocol's, and it has one seed, so
+    the spread of most metrics is 0: unknown.
+
+    Args:
+        images: with classes where a metric compares class by class; their names are then the reals'.
+        data: the reference images.
+        settings: the protocol; number of samples, seeds and truncation are not read.
+        extractor: snapshot of a classifier of the same image shape, or a folder that `extractors.bring` made.
+        cache: folder in which the features of the reference are kept between calls.
+
+    Raises:
+        ConfigError: a metric is not one of images.
+        ProtocolError: images, data and extractor do not go together, or a metric has too few images.
+    """
+    device = _device(settings)
+    reals = load_images(data, settings.split)
+    if images.images.shape[1:] != reals.images.shape[1:]:
+        raise ProtocolError(
+            f"images of {images.name!r} are {tuple(images.images.shape[1:])}, those of {reals.name!r} "
+            f"{tuple(reals.images.shape[1:])} (C, H, W); give images of that size, or set --image-size"
+        )
+    names = chosen(settings.metrics, "generator")
+    against = Comparison(
+        reals=reals,
+        extractor=load_extractor(extractor, device),
+        settings=replace(settings, num_samples=max(2, len(images)), num_seeds=1, truncation=1.0, seed=0),
+        load_train=lambda: load_images(data, "train"),
+        cache=cache,
+        device=device,
+        num_samples=len(images),
+    )
+    labels = images.labels if images.classes == reals.classes else None
+    batch = settings.batch_size
+    fakes = observe(against, 0, lambda: iter(torch.split(images.images, batch)), labels, names)
+    return sample_scores(names, against, [fakes], num_seeds=1, labels="given")
+
+
+def load_extractor(directory: Path, device: str = "cpu") -> Snapshot | Extractor:
+    """The extractor at `directory`: a classifier's snapshot, or what `extractors.bring` made.
+
+    Raises:
+        CheckpointError: it is neither, or damaged.
+    """
+    return extractors.load(directory, device) if extractors.is_brought(directory) else _load(directory, device)
 
 
 def reference_labels(reals: ImageSet, num: int, seed: int) -> Tensor:
@@ -100,57 +166,43 @@ def read_scores(path: Path) -> list[Score]:
         raise ProtocolError(f"{path} holds no scores ({error}); delete it and score the snapshot again") from error
 
 
-def _classifier_scores(model: Snapshot, reals: ImageSet, settings: Eval) -> list[Score]:
-    _check_classes(model, reals)
-    predicted = predict(model, reals.images, settings.batch_size)
-    found = {"accuracy": accuracy(predicted, reals.labels), "recall": macro_recall(predicted, reals.labels)}
-    common = _of_reals(reals, num_seeds=1, seed=0)
-    return [Score(name, *figures, Protocol(metric=name, **common)) for name, figures in found.items()]
+def _names(model: Snapshot, settings: Eval, extractor: Path | None) -> tuple[str, ...]:
+    """The metrics to take; without an extractor a VAE has those of its likelihood."""
+    names = chosen(settings.metrics, model.product)
+    if extractor is not None or model.product == "classifier":
+        return names
+    missing = [name for name in settings.metrics or names[:1] if needs_extractor(name, model.product)]
+    if model.product == "vae" and not settings.metrics:
+        return tuple(name for name in names if not needs_extractor(name, model.product))
+    if missing:
+        raise ProtocolError(
+            f"{missing[0]} of {model.task!r} needs an extractor, and none was given; "
+            f"train {model.config.data.name}-classifier and set eval.extractor to its snapshot"
+        )
+    return tuple(dict.fromkeys(("elbo", *settings.metrics)))
 
 
-def _elbo_score(model: Snapshot, reals: ImageSet, settings: Eval) -> Score:
-    """Mean bound of an image of the split, over seeds of latent and binarisation."""
-    objective = objective_of(model)
-    means = [float(bounds(model, reals.images, seed, settings.batch_size).elbo.mean()) for seed in _seeds(settings)]
-    extra: dict[str, Any] = {"likelihood": objective.likelihood, "draws": 1}
-    if objective.likelihood == "bernoulli":
-        extra["binarize"] = objective.binarize
-    else:
-        extra["sigma"] = objective.sigma
-    common = _of_reals(reals, num_seeds=settings.num_seeds, seed=settings.seed)
-    return Score.of(means, Protocol(metric="elbo", extra=extra, **common))
+def _model_scores(names: Sequence[str], model: Snapshot, against: Comparison) -> dict[str, Score]:
+    """Scores of what a model draws from each seed."""
+    settings, reals = against.settings, against.reals
+    seeds = range(settings.seed, settings.seed + settings.num_seeds)
+    conditional = _num_labels(model) > 0
 
+    def fakes_of(seed: int) -> Iterator[Tensor]:
+        return _fakes(model, reals, settings, seed)
 
-def _distance_scores(
-    model: Snapshot, reals: ImageSet, settings: Eval, extractor: Snapshot, cache: Path | None
-) -> list[Score]:
-    """Fid over seeds, and kid over the subsets of all seeds."""
-    if _num_labels(model) > 0:
-        _check_classes(model, reals)
-    reference = reference_of(reals, extractor, settings.batch_size, cache)
-    subset_size = min(SUBSET_SIZE, len(reference.features), settings.num_samples)
-    fid, kid = [], []
-    for seed in _seeds(settings):
-        fakes = torch.cat([extract(extractor, f, settings.batch_size) for f in _fakes(model, reals, settings, seed)])
-        fid.append(frechet_distance(reference.moments, Moments.of(fakes), reference.root))
-        kid += kernel_distances(reference.features, fakes, seed, NUM_SUBSETS, subset_size)
-    common: dict[str, Any] = {
-        "data": reals.name,
-        "split": reals.split,
-        "data_digest": reals.digest,
-        "num_samples": settings.num_samples,
-        "num_seeds": settings.num_seeds,
-        "seed": settings.seed,
-        "extractor": extractor.task,
-        "extractor_digest": extractor.digest,
-        "truncation": settings.truncation,
-        "labels": "reference",
-    }
-    subsets: dict[str, Any] = {"num_subsets": NUM_SUBSETS, "subset_size": subset_size}
-    return [
-        Score.of(fid, Protocol(metric="fid", **common)),
-        Score.of(kid, Protocol(metric="kid", extra=subsets, **common)),
-    ]
+    fakes = (
+        observe(
+            against,
+            seed,
+            lambda seed=seed: fakes_of(seed),  # type: ignore[misc]
+            reference_labels(reals, settings.num_samples, seed) if conditional else None,
+            names,
+        )
+        for seed in seeds
+    )
+    scores = sample_scores(names, against, fakes, num_seeds=settings.num_seeds, labels="reference")
+    return {score.metric: score for score in scores}
 
 
 def _fakes(model: Snapshot, reals: ImageSet, settings: Eval, seed: int) -> Iterator[Tensor]:
@@ -162,26 +214,14 @@ def _fakes(model: Snapshot, reals: ImageSet, settings: Eval, seed: int) -> Itera
         yield generate(model.module, z[part], None if labels is None else labels[part], settings.batch_size)
 
 
-def _of_reals(reals: ImageSet, *, num_seeds: int, seed: int) -> dict[str, Any]:
-    """Fields of the protocol of a metric that looks at every image of the split, and at no fakes."""
-    return {
-        "data": reals.name,
-        "split": reals.split,
-        "data_digest": reals.digest,
-        "num_samples": len(reals.images),
-        "num_seeds": num_seeds,
-        "seed": seed,
-    }
+def _device(settings: Eval) -> str:
+    return "cuda" if settings.num_gpus > 0 and torch.cuda.is_available() else "cpu"
 
 
 def _load(directory: Path, device: str) -> Snapshot:
     model = snapshots.load(directory)
     model.module.to(device)
     return model
-
-
-def _seeds(settings: Eval) -> range:
-    return range(settings.seed, settings.seed + settings.num_seeds)
 
 
 def _num_labels(model: Snapshot) -> int:
