@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from genray import snapshot
 from genray.config import Config
 from genray.data.images import ImageSet
-from genray.errors import CheckpointError
+from genray.errors import CheckpointError, ProtocolError
+from genray.evaluation.protocol import Score
+from genray.evaluation.scoring import read_scores
 from genray.manifest import seal, verify
 from genray.storage import RunFolder
 
@@ -57,6 +59,8 @@ class Store(Protocol):
 
     def prune(self, keep: int, best_step: int | None) -> None: ...
 
+    def scores(self) -> dict[int, list[Score]]: ...
+
 
 class NullStore:
     """What ranks above 0 write to."""
@@ -70,12 +74,16 @@ class NullStore:
     def prune(self, keep: int, best_step: int | None) -> None:
         pass
 
+    def scores(self) -> dict[int, list[Score]]:
+        return {}
+
 
 class FolderStore:
     """Checkpoints and snapshots in the folder of a run."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
+        self._scores: dict[int, list[Score]] = {}
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Writes one checkpoint; whole, or not at all."""
@@ -109,6 +117,17 @@ class FolderStore:
             for name in self.folder.names(kind)[:-keep]:
                 if step_of(name) != best_step:
                     self.folder.remove(f"{kind}/{name}")
+
+    def scores(self) -> dict[int, list[Score]]:
+        """Scores of the snapshots that have been scored so far, by step; one that cannot be read is only logged."""
+        for name in self.folder.names(SCORES):
+            step = step_of(name.removesuffix(".json"))
+            if step not in self._scores:
+                try:
+                    self._scores[step] = read_scores(self.folder.pull(f"{SCORES}/{name}"))
+                except (OSError, ProtocolError) as error:
+                    logger.warning("a score is left out of the run's health: %s", error)
+        return self._scores
 
 
 def store_for(folder: RunFolder, rank: int) -> Store:
@@ -155,12 +174,24 @@ def latest(folder: RunFolder, agreed: Callable[[int], int] = int) -> Checkpoint 
     return None if step == -1 else load(folder, step)
 
 
+def best_whole(folder: RunFolder) -> int | None:
+    """Step of the whole checkpoint that goes with the best score, or else of the newest; None: there is none."""
+    names, best = folder.names(CHECKPOINTS), best_step(folder)
+    best_first = [step_name(best)] if best is not None and step_name(best) in names else []
+    return _first_whole(folder, [*best_first, *reversed(names)])
+
+
 def _newest_whole(folder: RunFolder) -> int:
     names = folder.names(CHECKPOINTS)
-    for name in reversed(names):
+    found = _first_whole(folder, reversed(names))
+    return found if found is not None else -2 if names else -1
+
+
+def _first_whole(folder: RunFolder, names: Iterable[str]) -> int | None:
+    for name in names:
         try:
             verify(folder.pull(f"{CHECKPOINTS}/{name}"), (TENSORS, STATE))
             return step_of(name)
         except CheckpointError as error:
             logger.warning("refused a checkpoint, and take the one before it: %s", error)
-    return -2 if names else -1
+    return None

@@ -60,7 +60,10 @@ def _check_fields(args: Sequence[str], default: Config) -> None:
 
 
 def train(args: Sequence[str], prog: str = "genray train") -> int:
-    """Trains a preset: tracked, scored, registered; joins RAY_ADDRESS, or starts Ray on this machine."""
+    """Trains a preset: tracked, scored, registered; joins RAY_ADDRESS, or starts Ray on this machine.
+
+    The exit status is 0 when all steps are done, and 3 when a health rule has stopped the run.
+    """
     config, dry_run = parse_run(args, prog)
     from genray import ray_job
 
@@ -68,8 +71,7 @@ def train(args: Sequence[str], prog: str = "genray train") -> int:
     if dry_run:
         print(json.dumps(ray_job.plan(config), indent=2))  # noqa: T201
         return 0
-    ray_job.run(config)
-    return 0
+    return ray_job.run(config).exit_code
 
 
 def presets(args: Sequence[str]) -> int:
@@ -260,7 +262,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs `genray COMMAND ...`; the exit status: 0 done, 1 refused or failed, 2 not understood."""
+    """Runs `genray COMMAND ...`; the exit status.
+
+    0 done, 1 refused or failed, 2 not understood, 3 trained until a health rule stopped the run, 130 interrupted.
+    """
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
         lines = [f"  {name:9} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]

@@ -5,14 +5,13 @@
 """
 
 import dataclasses
-import types
-import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from genray.data import DATASETS
 from genray.errors import ConfigError, unknown
 from genray.evaluation import check_names
+from genray.fields import build_section
 from genray.models import MODELS, Model
 from genray.objectives import OBJECTIVES, Objective
 
@@ -177,6 +176,59 @@ class Eval:
         check_names(self.metrics)
 
 
+Action = Literal["off", "warn", "stop", "rollback"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """What a run watches in itself.
+
+    A rule that holds is noted (warn), ends the run (stop), or takes it back to its best checkpoint,
+    from where it goes on with a lower learning rate (rollback).
+    """
+
+    score_rule: Action = "stop"
+    """FID or KID above its best times `score_ratio`, or accuracy below its best divided by it."""
+    score_ratio: float = 1.5
+    """How much worse than the best is too bad."""
+    score_patience: int = 5
+    """Scores in a row that must be as bad."""
+    collapse_rule: Action = "warn"
+    """Images of the fixed latents closer to each other than `collapse_share` of the farthest they were."""
+    collapse_share: float = 0.5
+    """Share of the largest diversity so far."""
+    balance_rule: Action = "warn"
+    """Discriminator right on a share above `balance_accuracy`, and the generator's loss rising."""
+    balance_accuracy: float = 0.98
+    """Share of reals and fakes told apart."""
+    posterior_rule: Action = "warn"
+    """KL of a VAE below `posterior_kl`: the latents say nothing about the image."""
+    posterior_kl: float = 0.5
+    """Nats per image."""
+    skipped_rule: Action = "warn"
+    """More updates a step than `skipped_share` skipped for non-finite gradients since the last log point."""
+    skipped_share: float = 0.1
+    """Updates per step."""
+    patience: int = 5
+    """Log points in a row at which the balance and the posterior rule must hold."""
+    rollback_lr_factor: float = 0.5
+    """What every learning rate is multiplied by at each rollback."""
+    max_rollbacks: int = 3
+    """Rollbacks of a run; where it would take one more it stops."""
+
+    def __post_init__(self) -> None:
+        _at_least("health", self, 1, "score_ratio", "score_patience", "patience")
+        _at_least("health", self, 0, "posterior_kl", "skipped_share", "max_rollbacks")
+        for name in ("collapse_share", "balance_accuracy", "rollback_lr_factor"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"health.{name}={getattr(self, name)!r} must lie in (0, 1], e.g. 0.5")
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether any rule may change what a step computes; the others only end a run."""
+        return "rollback" in dataclasses.asdict(self).values()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
     """What the run asks of Ray."""
@@ -217,6 +269,7 @@ class Config:
     optim: Optim
     train: Train
     eval: Eval = field(default_factory=Eval)
+    health: Health = field(default_factory=Health)
     cluster: Cluster = field(default_factory=Cluster)
     tracking: Tracking = field(default_factory=Tracking)
 
@@ -264,6 +317,7 @@ _SECTIONS: dict[str, type] = {
     "optim": Optim,
     "train": Train,
     "eval": Eval,
+    "health": Health,
     "cluster": Cluster,
     "tracking": Tracking,
 }
@@ -275,11 +329,14 @@ _FREE_FIELDS = ("run.storage", "data.root", "data.cache", "data.download", "trai
 def differences(saved: Config, wanted: Config) -> list[str]:
     """Fields, as `name: saved -> wanted`, that make `wanted` another run than `saved`.
 
-    Fields that leave the numbers alone (storage, workers, tracking, evaluation) may differ, and a
-    run without a schedule may be made longer.
+    Fields that leave the numbers alone (storage, workers, tracking, evaluation, health rules that
+    do not roll back) may differ, and a run without a schedule may be made longer.
     """
     old, new = saved.flat(), wanted.flat()
-    free = set(_FREE_FIELDS) | {name for name in new if name.split(".")[0] in _FREE_SECTIONS}
+    sections = _FREE_SECTIONS if saved.health.rolls_back or wanted.health.rolls_back else (*_FREE_SECTIONS, "health")
+    free = set(_FREE_FIELDS) | {name for name in new if name.split(".")[0] in sections}
+    if wanted.health.max_rollbacks > saved.health.max_rollbacks:
+        free.add("health.max_rollbacks")
     if wanted.optim.schedule == "constant" and wanted.train.num_steps > saved.train.num_steps:
         free.add("train.num_steps")
     names = sorted((old.keys() | new.keys()) - free)
@@ -327,41 +384,3 @@ def _section_from_dict(name: str, values: dict[str, Any]) -> Any:
     else:
         cls = _SECTIONS[name]
     return build_section(name, cls, values)
-
-
-def build_section(name: str, cls: type, values: dict[str, Any]) -> Any:
-    """`cls(**values)` from JSON values: unknown names and wrong types are refused."""
-    types = typing.get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}
-    made: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in known:
-            raise ConfigError(unknown("field", f"{name}.{key}", (f"{name}.{k}" for k in known)))
-        made[key] = _coerce(f"{name}.{key}", types[key], value)
-    try:
-        return cls(**made)
-    except ConfigError:
-        raise
-    except (TypeError, ValueError) as error:
-        text = str(error)
-        raise ConfigError(text if text.startswith(f"{name}.") else f"{name}: {text}") from error
-
-
-def _coerce(name: str, hint: Any, value: Any) -> Any:
-    """`value`, as JSON gave it, in the type `hint`."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
-    for option in options or (hint,):
-        origin, args = typing.get_origin(option), typing.get_args(option)
-        if option is type(None) and value is None:
-            return None
-        if origin is Literal and any(value == a and type(value) is type(a) for a in args):
-            return value
-        if origin is tuple and isinstance(value, list | tuple):
-            element = args[0]
-            if args[-1] is Ellipsis or len(args) == len(value):
-                return tuple(_coerce(name, element, v) for v in value)
-        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if option in (int, bool, str) and type(value) is option:
-            return value
-    raise ConfigError(f"{name}={value!r} is not of type {hint if options else getattr(hint, '__name__', hint)}")

@@ -98,7 +98,8 @@ def register(uri: str, snapshot_dir: Path, *, run_id: str, task: str, tags: Mapp
     """Stores the snapshot as a model of the run, and gives it the alias `candidate` under the name `task`.
 
     The version carries what the run says of its origin (git, versions, data, Ray job), the snapshot's
-    step, seed and digests, and `tags`. A snapshot that the run registered before keeps its version.
+    step, seed and digests, and `tags`. A snapshot that the run registered before keeps its version, and gets
+    the new `tags`.
 
     Returns:
         The number of the version.
@@ -127,6 +128,9 @@ def register(uri: str, snapshot_dir: Path, *, run_id: str, task: str, tags: Mapp
                     task, source, run_id=run_id, tags=own, model_id=model.model_id, await_creation_for=0
                 )
                 number = int(version.version)
+            else:
+                for key, value in tags.items():
+                    client.set_model_version_tag(task, str(number), key, value)
             client.set_registered_model_alias(task, CANDIDATE, str(number))
     return number
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from mlflow import MlflowClient
@@ -84,10 +85,20 @@ def start_run(
     return run_id
 
 
-def end_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-    """Closes the run: FINISHED as planned, FAILED by an error, KILLED by a signal or by somebody."""
+def end_run(
+    uri: str,
+    run_id: str,
+    status: Literal["FINISHED", "FAILED", "KILLED"],
+    tags: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Closes the run with its last `tags`.
+
+    FINISHED as planned, or by a health rule; FAILED by an error; KILLED by a signal or by somebody.
+    """
     with reporting(uri):
-        connect(uri).set_terminated(run_id, status)
+        client = connect(uri)
+        set_tags(client, run_id, tags)
+        client.set_terminated(run_id, status)
 
 
 def provenance_tags() -> dict[str, str]:

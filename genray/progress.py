@@ -67,6 +67,12 @@ class Progress:
             self._show(step, values, figures)
         return figures
 
+    def say(self, line: str) -> None:
+        """Shows a line above the bar, or among the lines of the log."""
+        if self.world.rank == 0:
+            print_line = print if self.bar is None else self.bar.console.print
+            print_line(line)
+
     def system(self) -> dict[str, float]:
         """Load of this node and memory of this process: percent and MiB."""
         figures = {

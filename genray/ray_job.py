@@ -4,19 +4,20 @@ import json
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, Literal
 
 from genray import distributed, mlflow_champion, mlflow_registry, mlflow_store, mlflow_tracking, ray_train
-from genray.checkpoint import EXTRACTOR, SNAPSHOTS, step_of
+from genray.checkpoint import EXTRACTOR, SNAPSHOTS, FolderStore, step_of
 from genray.config import Config
 from genray.data.images import ImageSet, load_images
 from genray.errors import ProtocolError, RegistryError, TrackingError
 from genray.estimate import memory_mb, num_parameters
 from genray.evaluation.protocol import Score
+from genray.health import late_finding
 from genray.mlflow_drain import Delivery, Drain
 from genray.paths import base_directory
 from genray.ray_evaluate import Scorer
@@ -24,6 +25,7 @@ from genray.storage import RunFolder
 from genray.trainer import Outcome, check_same_run, train
 
 DELIVERY_TIMEOUT_S = 60.0
+EXIT_STOPPED = 3
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Best = tuple[str, list[Score]]
 logger = logging.getLogger(__name__)
@@ -39,6 +41,11 @@ class Report:
     scores: list[Score]
     version: int
     verdict: str
+
+    @property
+    def exit_code(self) -> int:
+        """0: all steps are done; 3: a health rule stopped the run, and its best snapshot so far is registered."""
+        return EXIT_STOPPED if self.outcome.stopped else 0
 
 
 class Stopped(KeyboardInterrupt):
@@ -79,10 +86,12 @@ def run(config: Config) -> Report:
     drain = Drain(uri, run_id, folder.local / "journal", refresh=lambda: _refresh(folder))
     drain.start()
     status: Status = "FAILED"
+    tags: dict[str, str] = {}
     try:
         with _sigterm_raises():
             outcome, best = _train_and_score(config, can_score)
-            version, verdict = _register(config, folder, uri, run_id, best)
+            tags["genray.stopped"] = outcome.stopped or "no"
+            version, verdict = _register(config, folder, uri, run_id, best, tags)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -90,16 +99,16 @@ def run(config: Config) -> Report:
     finally:
         ray_train.disconnect()
         delivery = drain.finish(DELIVERY_TIMEOUT_S)
-        _end_tracking(uri, run_id, status)
+        _end_tracking(uri, run_id, status, tags)
     report = Report(outcome, run_id, delivery, best[1] if best else [], version, verdict)
     _print(config, uri, report)
     return report
 
 
-def _end_tracking(uri: str, run_id: str, status: Status) -> None:
+def _end_tracking(uri: str, run_id: str, status: Status, tags: Mapping[str, str]) -> None:
     """Says in MLflow how the run ended; a server that is away is only reported."""
     try:
-        mlflow_tracking.end_run(uri, run_id, status)
+        mlflow_tracking.end_run(uri, run_id, status, tags)
     except TrackingError as error:
         logger.warning("MLflow was not told that the run is %s: %s", status, error)
 
@@ -188,13 +197,18 @@ def _train_and_score(config: Config, can_score: bool) -> tuple[Outcome, Best | N
     else:
         world = distributed.current(config.cluster.use_gpu)
         outcome = train(config, load_images(config.data, "train"), RunFolder.open(storage, config.run.name), world)
-    return outcome, scorer.finish() if can_score else None
+    best = scorer.finish() if can_score else None
+    if not outcome.stopped and (late := late_finding(config.health, FolderStore(scorer.folder).scores())):
+        logger.warning("the run was not stopped only because its scores came after its last step: %s", late)
+    return outcome, best
 
 
-def _register(config: Config, folder: RunFolder, uri: str, run_id: str, best: Best | None) -> tuple[int, str]:
+def _register(
+    config: Config, folder: RunFolder, uri: str, run_id: str, best: Best | None, tags: Mapping[str, str]
+) -> tuple[int, str]:
     """Registers the best snapshot, or the last where there are no scores, and lets it compete."""
     name = best[0] if best else folder.names(SNAPSHOTS)[-1]
-    tags = {"genray.run": config.run.name, "genray.step": str(step_of(name))}
+    tags = {**tags, "genray.run": config.run.name, "genray.step": str(step_of(name))}
     for score in best[1] if best else []:
         tags[f"genray.eval.{score.metric}"] = f"{score.value:.6g}"
     directory = folder.pull(f"{SNAPSHOTS}/{name}")
@@ -212,6 +226,9 @@ def _register(config: Config, folder: RunFolder, uri: str, run_id: str, best: Be
 
 def _print(config: Config, uri: str, report: Report) -> None:
     lines = [f"trained   {report.outcome.step} steps, {report.outcome.samples_seen} images"]
+    if report.outcome.stopped:
+        lines += [f"stopped   by {report.outcome.stopped}"]
+        lines += ["          switch that rule off or to warn to go on, or choose another run.name"]
     lines += [f"score     {s.metric} {s.value:.4f} ± {s.spread:.4f}" for s in report.scores]
     lines += [f"MLflow    run {report.run_id} in {mlflow_store.redact(uri)}"]
     if not report.delivery.complete:

@@ -1,21 +1,21 @@
 """The loop: batch, phases, EMA, log, snapshot, checkpoint. It never asks what it trains."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from genray import distributed, optim
-from genray.checkpoint import Checkpoint, Store, best_step, latest, store_for
+from genray.checkpoint import Checkpoint, Store, best_step, best_whole, latest, load, store_for
 from genray.config import Config, differences, per_rank_batch_size
 from genray.data.images import ImageSet
 from genray.data.sampler import Loader, Sampler
 from genray.distributed import World
 from genray.ema import EMA
 from genray.errors import DivergenceError, ResumeError
+from genray.health import SKIPPED, Monitor
 from genray.meter import Meter
 from genray.objectives import Batch, Networks, Objective, Phase
 from genray.progress import Progress
@@ -49,6 +49,8 @@ class Outcome:
     resumed_from: int
     metrics: dict[str, float]
     """The last logged values."""
+    stopped: str | None = None
+    """The health rule that ended the run early, and why; None: it was not."""
 
 
 def train(config: Config, images: ImageSet, folder: RunFolder, world: World) -> Outcome:
@@ -145,6 +147,7 @@ class Trainer:
             channels_last=train.channels_last,
         )
         self.meter = Meter()
+        self.monitor = Monitor(config.health)
         self.progress = Progress(train.num_steps, train.global_batch_size, world)
         self.step = 0
 
@@ -154,24 +157,29 @@ class Trainer:
         return self.step * self.config.train.global_batch_size
 
     def fit(self) -> Outcome:
-        """Trains to the last step; the state is in the newest checkpoint, the product in the newest snapshot."""
+        """Trains to the last step, or until a health rule stops the run.
+
+        The state is in the newest checkpoint, the product in the newest snapshot.
+        """
         train = self.config.train
         self.resume()
         resumed_from, logged = self.step, dict[str, float]()
         try:
             self.progress.start(self.step)
-            while self.step < train.num_steps:
+            while self.step < train.num_steps and not self.monitor.stopped:
                 self.update()
                 if self._due(train.log_every):
                     logged = self.log()
                 if train.sample_every and self._due(train.sample_every):
-                    self.tracker.image(self.step, "samples/fixed_z", self.draw_grid())
+                    self.sample()
                 if self._due(train.checkpoint_every):
+                    self.monitor.score(self.store.scores())
+                if self.heed() or self._due(train.checkpoint_every):
                     self.save()
         finally:
             self.progress.stop()
             self.tracker.close()
-        return Outcome(self.step, self.samples_seen, resumed_from, logged)
+        return Outcome(self.step, self.samples_seen, resumed_from, logged, self.monitor.stopped)
 
     def update(self) -> None:
         """One step, and the EMA after it."""
@@ -179,7 +187,8 @@ class Trainer:
         total = train.num_steps * train.global_batch_size
         torch.manual_seed(derive_seed(train.seed, f"rank {self.world.rank}", self.step))
         for state in self.phases:
-            optim.set_lr(state.optimizer, state.peak_lr * optim.lr_factor(self.config.optim, seen, total))
+            factor = self.monitor.past.lr_scale * optim.lr_factor(self.config.optim, seen, total)
+            optim.set_lr(state.optimizer, state.peak_lr * factor)
         with self.progress.waiting_for_data():
             images, labels = self.loader.batch(self.step)
         draws = Draws(
@@ -201,21 +210,47 @@ class Trainer:
             self.meter.set(f"{state.phase.module}/skipped", state.skipped[0])
             self.meter.set(f"{state.phase.module}/skipped_in_a_row", state.skipped[1])
         values = self.meter.collect()
-        for state in self.phases:
-            self._check_divergence(state, values.pop(f"{state.phase.module}/skipped_in_a_row"))
+        in_a_row = [values.pop(f"{state.phase.module}/skipped_in_a_row") for state in self.phases]
+        values |= self.monitor.log_point(self.step, values)
+        if not self.monitor.answers_skipping(values[SKIPPED]):
+            for state, count in zip(self.phases, in_a_row, strict=True):
+                self._check_divergence(state, count)
         values["optim/lr"] = self.phases[-1].optimizer.param_groups[0]["lr"]
         values |= self.progress.report(self.step, values)
         self.tracker.metrics(self.step, values)
         return values
 
-    def draw_grid(self) -> np.ndarray:
-        """(H, W, 3) uint8: images of the EMA, from the same latents at every step, a column a class."""
+    def sample(self) -> None:
+        """Draws images of the EMA, from the same latents at every step, a column a class: a grid, and its diversity."""
+        images, labels = self.draw_samples()
+        columns = MAX_COLUMNS if labels is None else int(labels.max()) + 1
+        self.tracker.image(self.step, "samples/fixed_z", grid(images, columns))
+        self.tracker.metrics(self.step, self.monitor.samples(images, labels))
+
+    def draw_samples(self) -> tuple[Tensor, Tensor | None]:
+        """Images of the fixed latents, uint8 (N, C, H, W), and their labels (N,), row by row of the grid."""
         module: Any = self.ema.module
         columns = min(module.num_labels, MAX_COLUMNS) or MAX_COLUMNS
         num = GRID_ROWS * columns
         z = latents(num, module.latent_dim, derive_seed(self.config.train.seed, "fixed z"))
         labels = torch.arange(num) % columns if module.num_labels else None
-        return grid(generate(module, z, labels), columns)
+        return generate(module, z, labels), labels
+
+    def heed(self) -> bool:
+        """Does what the health rules say after this step; whether the run is another now, and must be saved.
+
+        A rollback takes weights, averages and moments of an earlier step, and counts on: no step is
+        repeated, so data, draws and schedules go on, and records of what went wrong stay what they were.
+        """
+        verdicts = self.monitor.decide(self.step, lambda: best_whole(self.folder))
+        for verdict in verdicts:
+            fields = {k: v for k, v in asdict(verdict).items() if k != "rule" and v is not None}
+            self.tracker.event(self.step, f"health.{verdict.rule}", **fields)
+            self.progress.say(f"health, {verdict.action}: {verdict.reason}")
+            if verdict.to_step is not None:
+                self.restore(load(self.folder, verdict.to_step))
+                self.meter = Meter()
+        return any(verdict.action != "warn" for verdict in verdicts)
 
     def save(self) -> None:
         """A checkpoint and a snapshot of this step; older ones go, but for the best."""
@@ -243,6 +278,7 @@ class Trainer:
             "data_digest": self.images.digest,
             "meter_counts": self.meter.counts,
             "world_size": self.world.world_size,
+            "health": self.monitor.state(),
         }
         return Checkpoint(self.step, on_cpu, state_json)
 
@@ -261,17 +297,24 @@ class Trainer:
                 f"run.name={self.config.run.name!r} was trained on other images: their digest was "
                 f"{found.state['data_digest'][:12]}…, now it is {self.images.digest[:12]}…; choose another run.name"
             )
+        self.restore(found)
+        for state in self.phases:
+            state.skipped.copy_(found.tensors[f"skipped/{state.phase.module}"])
+            state.own_fault.copy_(found.tensors[f"own_fault/{state.phase.module}"])
+        sums = {k: v.to(self.world.device) for k, v in found.under("meter/").items()}
+        self.meter = Meter(sums, dict(found.state["meter_counts"]))
+        self.monitor.load(found.state.get("health", {}))
+        self.step = found.step
+
+    def restore(self, found: Checkpoint) -> None:
+        """Takes weights, averages and moments of `found`; no updates have been skipped in a row any more."""
         self.ema.module.load_state_dict(found.under("ema/"))
         for name, module in self.networks.bare.items():
             module.load_state_dict(found.under(f"modules/{name}/"))
         for state in self.phases:
-            name = state.phase.module
-            optim.load_state_tensors(state.optimizer, found.under(f"optim/{name}/"))
-            state.skipped.copy_(found.tensors[f"skipped/{name}"])
-            state.own_fault.copy_(found.tensors[f"own_fault/{name}"])
-        sums = {k: v.to(self.world.device) for k, v in found.under("meter/").items()}
-        self.meter = Meter(sums, dict(found.state["meter_counts"]))
-        self.step = found.step
+            state.optimizer.state.clear()
+            optim.load_state_tensors(state.optimizer, found.under(f"optim/{state.phase.module}/"))
+            state.skipped[1] = 0
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.train.num_steps

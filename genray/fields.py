@@ -1,0 +1,46 @@
+"""Config fields from the values that JSON gives: unknown names and wrong types are refused."""
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal
+
+from genray.errors import ConfigError, unknown
+
+
+def build_section(name: str, cls: type, values: dict[str, Any]) -> Any:
+    """`cls(**values)` from JSON values: unknown names and wrong types are refused."""
+    types = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(unknown("field", f"{name}.{key}", (f"{name}.{k}" for k in known)))
+        made[key] = _coerce(f"{name}.{key}", types[key], value)
+    try:
+        return cls(**made)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        text = str(error)
+        raise ConfigError(text if text.startswith(f"{name}.") else f"{name}: {text}") from error
+
+
+def _coerce(name: str, hint: Any, value: Any) -> Any:
+    """`value`, as JSON gave it, in the type `hint`."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
+    for option in options or (hint,):
+        origin, args = typing.get_origin(option), typing.get_args(option)
+        if option is type(None) and value is None:
+            return None
+        if origin is Literal and any(value == a and type(value) is type(a) for a in args):
+            return value
+        if origin is tuple and isinstance(value, list | tuple):
+            element = args[0]
+            if args[-1] is Ellipsis or len(args) == len(value):
+                return tuple(_coerce(name, element, v) for v in value)
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if option in (int, bool, str) and type(value) is option:
+            return value
+    raise ConfigError(f"{name}={value!r} is not of type {hint if options else getattr(hint, '__name__', hint)}")
