@@ -94,12 +94,29 @@ class _Nothing:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Scores a model, prints the table and writes it as JSON."""
+    """Scores a model, or a folder of images; prints the table, writes it as JSON, and notes it in MLflow.
+
+    A model of the registry is noted in any case, as a run of its own; a folder where --uri or
+    $MLFLOW_TRACKING_URI says where.
+    """
 
     model: tyro.conf.Positional[str]
-    """NAME@ALIAS, NAME/VERSION, or a snapshot folder."""
+    """NAME@ALIAS, NAME/VERSION, a snapshot folder, or a folder of PNG or JPEG images of one size, which may lie in
+    one folder a class."""
+    data: str | None = None
+    """Data set to compare with, for a folder of images. None: that of the model's run."""
+    image_size: tuple[int, int] | None = None
+    """Height and width of its images. None: the set's own, or that of the model's run."""
+    metrics: tuple[str, ...] = ()
+    """Names of metrics besides the first. None named: the cheap ones."""
+    protocol: Path | None = None
+    """JSON file of --out whose metrics and protocols are followed; other protocols are refused. None: the run's."""
     extractor: str | None = None
-    """Classifier whose features are compared: NAME@ALIAS or a snapshot folder. None: DATASET-classifier@champion."""
+    """What gives features: NAME@ALIAS or a snapshot folder of a classifier, or KIND:PATH of weights, e.g.
+    resnet18:weights.pth, inception-v3:…, torchscript:…, exported:…, fid-inception:….
+    None: DATASET-classifier@champion."""
+    split: str | None = None
+    """Split of the data to compare with. None: what the run's config says, or test."""
     root: str | None = None
     """Folder of the data set's files. None: where the run had them, or $GENRAY_DATA."""
     num_samples: int | None = None
@@ -169,23 +186,19 @@ class Doctor:
 
 
 def evaluate(args: Sequence[str], prog: str = "genray evaluate") -> int:
-    """Scores a registry model or a snapshot."""
+    """Scores a registry model, a snapshot, or a folder of images."""
     asked = tyro.cli(Evaluate, args=args, prog=prog)
-    from genray import mlflow_champion
+    from genray import mlflow_evaluate
+    from genray.evaluation.scoring import write_scores
 
-    uri = _tracking(asked.uri)
-    with mlflow_champion.local_snapshot(asked.model, uri) as directory:
-        data, settings = _scoring(directory, asked.root, asked.extractor)
-        changed: dict[str, Any] = {"num_samples": asked.num_samples, "num_seeds": asked.num_seeds}
-        settings = dataclasses.replace(settings, **{k: v for k, v in changed.items() if v is not None})
-        scores = mlflow_champion.evaluate(directory, uri, data, settings)
+    values = {f.name: getattr(asked, f.name) for f in dataclasses.fields(asked) if f.name not in ("out", "uri")}
+    log = bool(asked.uri or os.environ.get("MLFLOW_TRACKING_URI"))
+    scores = mlflow_evaluate.evaluate(mlflow_evaluate.Request(**values), _tracking(asked.uri), log=log)
     table = Table("metric", "value", "spread", "protocol")
     for score in scores:
         table.add_row(score.metric, f"{score.value:.4f}", f"{score.spread:.4f}", score.protocol.digest[:12])
     Console().print(table)
     if asked.out:
-        from genray.evaluation.scoring import write_scores
-
         write_scores(asked.out, scores)
     return 0
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from genray import mlflow_promotion, mlflow_registry, snapshot
 from genray.config import Data, Eval
 from genray.errors import CheckpointError, ProtocolError, RegistryError
+from genray.evaluation import extractors
+from genray.evaluation.folder import load_folder
 from genray.evaluation.protocol import Protocol, Score
-from genray.evaluation.scoring import score_snapshot
+from genray.evaluation.scoring import load_extractor, score_images, score_snapshot
 from genray.mlflow_promotion import Decision
 from genray.mlflow_store import connect, reporting
 from genray.paths import is_path
@@ -22,13 +24,18 @@ CHAMPION = "champion"
 def fetch(model: str, uri: str, to: Path) -> Path:
     """A verified copy at `to` of the snapshot that `model` names: a folder, NAME@ALIAS or NAME/VERSION.
 
+    Or of an extractor: KIND:PATH of a weights' file, or a folder that `extractors.bring` made.
+
     Raises:
+        ConfigError: KIND:PATH with an unknown kind, or no such file.
         RegistryError: the registry has no such model, or an unsafe one.
         CheckpointError: the folder is no snapshot, or damaged.
     """
+    if extractors.parse(model):
+        return extractors.bring(model, to)
     if not is_path(model):
         return mlflow_registry.pull(uri, model, to)
-    snapshot.load(Path(model).expanduser())
+    load_extractor(Path(model).expanduser())
     if to.exists():
         shutil.rmtree(to)
     shutil.copytree(Path(model).expanduser(), to)
@@ -52,6 +59,19 @@ def evaluate(model: Path, uri: str, data: Data, settings: Eval) -> list[Score]:
         return score_snapshot(model, data=data, settings=settings, extractor=extractor, cache=reference_cache(data))
 
 
+def evaluate_folder(folder: Path, uri: str, data: Data, settings: Eval) -> list[Score]:
+    """Scores of a folder of images that anything made, against the split of `data` that `settings` names.
+
+    Raises:
+        DataError: no images, images of several sizes, or one that does not decode.
+        ProtocolError: images of another size than the data's, or too few.
+        RegistryError: there is no extractor.
+    """
+    images = load_folder(folder, data.image_shape[0])
+    with local_snapshot(_extractor_name(data, settings), uri) as extractor:
+        return score_images(images, data=data, settings=settings, extractor=extractor, cache=reference_cache(data))
+
+
 def promote(uri: str, reference: str, data: Data, settings: Eval, extractor: Path | None) -> Decision:
     """Scores a version and the champion of its name again, and makes it champion if it is better.
 
@@ -65,6 +85,7 @@ def promote(uri: str, reference: str, data: Data, settings: Eval, extractor: Pat
     protocol = mlflow_promotion.champion_protocol(uri, name)
     if protocol is not None:
         settings = following(settings, protocol)
+    settings = replace(settings, metrics=())  # only the first decides; costly ones were taken with the snapshot
     with _same_extractor(uri, protocol, extractor) as own:
 
         def score(directory: Path) -> Score:
@@ -101,14 +122,17 @@ def extractor_for(model: Path, uri: str, data: Data, settings: Eval) -> Iterator
     if product == "classifier":
         yield None
         return
-    named = settings.extractor or f"{data.name}-classifier@{CHAMPION}"
     try:
-        with local_snapshot(named, uri) as extractor:
+        with local_snapshot(_extractor_name(data, settings), uri) as extractor:
             yield extractor
     except RegistryError:
         if settings.extractor or product != "vae":
             raise
         yield None
+
+
+def _extractor_name(data: Data, settings: Eval) -> str:
+    return settings.extractor or f"{data.name}-classifier@{CHAMPION}"
 
 
 @contextmanager
@@ -117,6 +141,11 @@ def _same_extractor(uri: str, protocol: Protocol | None, extractor: Path | None)
     if protocol is None or not protocol.extractor_digest or _digest(extractor) == protocol.extractor_digest:
         yield extractor
         return
+    if protocol.extractor in extractors.KINDS:
+        raise ProtocolError(
+            f"the champion was scored with {protocol.extractor} weights of SHA-256 {protocol.extractor_digest[:12]}…, "
+            f"not with those given; set eval.extractor to {protocol.extractor}:PATH of that file"
+        )
     client = connect(uri)
     with reporting(uri):
         versions = client.search_model_versions(f"name='{protocol.extractor}'")
@@ -133,6 +162,6 @@ def _same_extractor(uri: str, protocol: Protocol | None, extractor: Path | None)
 
 def _digest(directory: Path | None) -> str:
     try:
-        return snapshot.load(directory).digest if directory else ""
+        return load_extractor(directory).digest if directory else ""
     except CheckpointError:
         return ""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from genray.config import Config
 from genray.errors import ConfigError
+from genray.evaluation import extractors
 
 RAY_COPY = "working_dir_files"
 
@@ -28,7 +29,7 @@ def resolved(config: Config) -> Config:
     """`config` with every path absolute and the name of its data folder filled in, ready to leave this process.
 
     Raises:
-        ConfigError: `eval.extractor` looks like a path and is not there.
+        ConfigError: `eval.extractor` looks like a path, or names a file, that is not there.
     """
     base = base_directory()
     storage = config.run.storage
@@ -41,11 +42,14 @@ def resolved(config: Config) -> Config:
         cache=str(Path(config.data.cache).expanduser().absolute()),
     )
     extractor = config.eval.extractor
-    if extractor and is_path(extractor):
+    if extractor and (weights := extractors.parse(extractor)):
+        extractor = f"{extractor.partition(':')[0]}:{weights[2].absolute()}"
+    elif extractor and is_path(extractor):
         path = Path(extractor).expanduser().absolute()
         if not path.is_dir():
             raise ConfigError(
-                f"eval.extractor={extractor!r} is no folder; give a snapshot folder, or NAME@ALIAS of the registry"
+                f"eval.extractor={extractor!r} is no folder; give a snapshot folder, NAME@ALIAS of the registry, "
+                "or KIND:PATH of a weights' file"
             )
         extractor = str(path)
     return replace(

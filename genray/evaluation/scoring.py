@@ -115,7 +115,7 @@ def score_images(
         device=device,
         num_samples=len(images),
     )
-    labels = images.labels if images.classes == reals.classes else None
+    labels = _renumbered(images, reals)
     batch = settings.batch_size
     fakes = observe(against, 0, lambda: iter(torch.split(images.images, batch)), labels, names)
     return sample_scores(names, against, [fakes], num_seeds=1, labels="given")
@@ -212,6 +212,13 @@ def _fakes(model: Snapshot, reals: ImageSet, settings: Eval, seed: int) -> Itera
     for start in range(0, len(z), settings.batch_size):
         part = slice(start, start + settings.batch_size)
         yield generate(model.module, z[part], None if labels is None else labels[part], settings.batch_size)
+
+
+def _renumbered(images: ImageSet, reals: ImageSet) -> Tensor | None:
+    """Labels of images by the places of their classes among the reals'; None where they have other classes."""
+    if not images.classes or not set(images.classes) <= set(reals.classes):
+        return None
+    return torch.tensor([reals.classes.index(name) for name in images.classes])[images.labels]
 
 
 def _device(settings: Eval) -> str:
