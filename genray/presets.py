@@ -81,9 +81,9 @@ def mnist_dcgan() -> Config:
     return Config(
         run=Run(name="mnist-dcgan"),
         data=Data(name="mnist"),
-        model=DCGAN(latent_dim=100, width=64, conditional=True),
-        objective=GAN(),
-        optim=Optim(lr=2e-4, betas=(0.5, 0.999)),
+        model=DCGAN(latent_dim=100, width=64, conditional=True, discriminator_norm="none"),
+        objective=GAN(gamma=0.1),
+        optim=Optim(lr=1e-3, betas=(0.5, 0.99)),
         train=Train(num_steps=3000, global_batch_size=128, checkpoint_every=500, ema_half_life=20_000),
     )
 

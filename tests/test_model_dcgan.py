@@ -151,8 +151,8 @@ def test_dcgan_label_adds_its_projection_of_the_features_to_the_logit() -> None:
     images, labels = torch.randn(3, 1, 8, 8), torch.tensor([0, 5, 9])
     unconditional = discriminator(images, labels)  # the embedding begins at zero
     discriminator.embedding.weight.data.normal_()
-    pooled = discriminator.layers(images).sum(dim=(2, 3))
-    expected = unconditional + torch.stack([pooled[i] @ discriminator.embedding.weight[labels[i]] for i in range(3)])
+    features = discriminator.layers(images).flatten(1)
+    expected = unconditional + torch.stack([features[i] @ discriminator.embedding.weight[labels[i]] for i in range(3)])
     torch.testing.assert_close(discriminator(images, labels), expected)
 
 

@@ -93,6 +93,9 @@ class Generator(nn.Module):
             top = width
         self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(top, image_shape[0], 4, 2, 1, bias=bias))
         self.apply(_initialise)
+        if self.embedding is not None:
+            # as long as a one-hot label: one as long as z would drown it, and each class be one image
+            nn.init.normal_(self.embedding.weight, 0.0, knobs.latent_dim**-0.5)
 
     def generate(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] of the latents (B, latent_dim) and, if conditional, labels (B,)."""
@@ -123,22 +126,23 @@ class Discriminator(nn.Module):
             top = width
         self.layers = nn.Sequential(*layers)
         height, width = _base(knobs, image_shape)
-        self.head = nn.Linear(top * height * width, 1, bias=bias)
-        self.embedding = nn.Embedding(num_labels, top) if num_labels else None
+        num_features = top * height * width
+        self.head = nn.Linear(num_features, 1, bias=bias)
+        self.embedding = nn.Embedding(num_labels, num_features) if num_labels else None
         self.apply(_initialise)
         if self.embedding is not None:
             nn.init.zeros_(self.embedding.weight)  # begins as an unconditional discriminator
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits (B,), unbounded."""
-        features = self.layers(images)
+        features = self.layers(images).flatten(1)
         # the layer itself would give its weight a gradient of transposed strides, which DDP copies, and warns about
-        logits: Tensor = features.flatten(1) @ self.head.weight.flatten()
+        logits: Tensor = features @ self.head.weight.flatten()
         if self.head.bias is not None:
             logits = logits + self.head.bias
         if self.embedding is not None:
             embedded = self.embedding(_given(labels, self.num_labels))
-            logits = logits + (features.sum(dim=(2, 3)) * embedded).sum(dim=1)
+            logits = logits + (features * embedded).sum(dim=1)
         return logits
 
 
