@@ -188,7 +188,9 @@ class Health:
     """
 
     score_rule: Action = "stop"
-    """FID or KID above its best times `score_ratio`, or accuracy below its best divided by it."""
+    """FID or KID above its best times `score_ratio`, or accuracy below its best divided by it.
+    Judged at each checkpoint by the scores that are there: on Ray they come while the run trains, where
+    `eval.num_cpus` cores are free for them; with cluster.num_workers=0 only after its last step."""
     score_ratio: float = 1.5
     """How much worse than the best is too bad."""
     score_patience: int = 5

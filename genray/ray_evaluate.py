@@ -114,9 +114,8 @@ class Scorer:
         scores = read_scores(self.folder.pull(f"{SCORES}/{name}.json"))
         values = {f"eval/{s.metric}": s.value for s in scores} | {f"eval/{s.metric}_spread": s.spread for s in scores}
         self.tracker.metrics(step_of(name), values)
-        if name in self.folder.names(
-            SNAPSHOTS
-        ):  # what was deleted meanwhile can be neither registered nor gone back to
+        # what was deleted meanwhile can be neither registered nor gone back to
+        if name in self.folder.names(SNAPSHOTS):
             self._note_best(name, scores[0])
 
     def _note_best(self, name: str, score: Score) -> None:
