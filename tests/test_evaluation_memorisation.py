@@ -73,3 +73,17 @@ def test_c_t_weighs_cells_by_their_held_out_reals():
 def test_c_t_of_too_few_fakes_is_refused():
     with pytest.raises(ProtocolError, match="no cell has 20 of them"):
         c_t(torch.ones(19), torch.zeros(19).long(), torch.ones(9), torch.zeros(9).long(), 1)
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 7])
+def test_copying_measured_in_shards_is_the_same_number(num_shards):
+    fakes, train = torch.cat([points(100, 3), points(50, 1)]), points(400, 1)
+    parts = [nearest(shard, train) for shard in fakes.tensor_split(num_shards)]
+    distance, place = (torch.cat([part[i] for part in parts]).flatten() for i in (0, 1))
+    own = nearest(train, train, same=True)[0].flatten()
+    whole = nearest(fakes, train)
+    assert auth_pct(distance, place, own) == auth_pct(whole[0].flatten(), whole[1].flatten(), own)
+    zeros = torch.zeros(150, dtype=torch.int64), torch.zeros(300, dtype=torch.int64)
+    held_out = nearest(points(300, 2), train)[0].flatten()
+    values = [c_t(d.flatten(), zeros[0], held_out, zeros[1], 1) for d in (distance, whole[0])]
+    assert values[0] == values[1]

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from genray.errors import ProtocolError
 
-BLOCK_NUMBERS = 1 << 24
-"""Distances that are held at once: 128 MB in float64."""
+BLOCK_NUMBERS = 1 << 20
+"""Distances that are held at once, 8 MB in float64: larger blocks are slower, as caches end."""
 _SAME = 1e-12
 """Squared distances below this share of the squared norms are rounding: the features are the same."""
 
@@ -29,15 +29,15 @@ def distance_blocks(a: Tensor, b: Tensor, block_size: int | None = None) -> Iter
     """
     check_features(a, b)
     centre = b.double().mean(0)
-    left, right = a.double() - centre, b.double() - centre
+    right = b.double() - centre
     norms = right.square().sum(1)
     size = block_size or max(1, BLOCK_NUMBERS // max(1, len(b)))
     for start in range(0, len(a), size):
-        rows = left[start : start + size]
+        rows = a[start : start + size].double() - centre
         scale = rows.square().sum(1, keepdim=True) + norms
-        squared = scale - 2 * (rows @ right.T)
-        squared[squared < _SAME * scale] = 0
-        yield start, squared.sqrt().float()
+        squared = torch.addmm(scale, rows, right.T, alpha=-2)
+        squared.masked_fill_(squared < scale.mul_(_SAME), 0)
+        yield start, squared.sqrt_().float()
 
 
 def nearest(a: Tensor, b: Tensor, k: int = 1, *, same: bool = False) -> tuple[Tensor, Tensor]:
