@@ -15,7 +15,7 @@ from ranks import run_ranks
 from ray.cluster_utils import Cluster as Raylets
 
 from genray import checkpoint, ray_train
-from genray.config import Cluster, Config, Data, Train
+from genray.config import Cluster, Config, Data, Health, Train
 from genray.data.images import load_images
 from genray.distributed import current
 from genray.errors import ClusterError, DivergenceError, StorageError
@@ -102,6 +102,21 @@ def test_diverged_run_is_not_restarted_and_says_why(two_nodes, tmp_path):
     config = replace(base, optim=replace(base.optim, lr=1e30), objective=replace(base.objective, gamma=0.0))
     with pytest.raises(DivergenceError, match=r"phase '.*' diverged at step .* first on rank"):
         ray_train.fit(config, str(tmp_path))
+
+
+@pytest.mark.timeout(300)
+def test_run_stopped_by_a_health_rule_ends_on_all_workers_and_says_why(two_nodes, tmp_path):
+    base = two_worker_config("sick", num_steps=200, max_skipped=5)
+    config = replace(
+        base,
+        optim=replace(base.optim, lr=1e30),
+        objective=replace(base.objective, gamma=0.0),
+        health=Health(skipped_rule="stop"),
+    )
+    outcome = ray_train.fit(config, str(tmp_path))
+    assert outcome.stopped is not None and outcome.stopped.startswith("health.skipped_rule at step ")
+    names = RunFolder.open(str(tmp_path), "sick").names("snapshots")
+    assert names[-1] == checkpoint.step_name(outcome.step)
 
 
 @pytest.mark.timeout(300)
