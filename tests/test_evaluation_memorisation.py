@@ -87,3 +87,10 @@ def test_copying_measured_in_shards_is_the_same_number(num_shards):
     held_out = nearest(points(300, 2), train)[0].flatten()
     values = [c_t(d.flatten(), zeros[0], held_out, zeros[1], 1) for d in (distance, whole[0])]
     assert values[0] == values[1]
+
+
+def test_copy_of_a_training_image_that_occurs_twice_is_a_copy():
+    train = points(10, 1).repeat(2, 1)
+    own = nearest(train, train, same=True)[0].flatten()
+    distance, place = nearest(train[:1], train)
+    assert auth_pct(distance.flatten(), place.flatten(), own) == 0
