@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import ray
 import torch
 
-from genray import __version__, mlflow_store, mlflow_tracking
+from genray import __version__, mlflow_store, mlflow_tracking, ray_train
 from genray.config import Data
 from genray.data import DATASETS
 from genray.data.images import load_images
@@ -48,16 +48,11 @@ def _ray() -> str:
     if not address:
         return "RAY_ADDRESS is not set: a run starts Ray on this machine"
     try:
-        ray.init(log_to_driver=False, logging_level="ERROR")
+        ray_train.join(address)
         resources = ray.cluster_resources()
         nodes = sum(node["Alive"] for node in ray.nodes())
-    except Exception as error:  # whatever Ray raises, a wrong token among it, is what the user must see
-        raise RuntimeError(
-            f"RAY_ADDRESS={address!r} does not answer: {str(error).splitlines()[0]}; start the cluster, or set "
-            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to its token"
-        ) from error
     finally:
-        ray.shutdown()
+        ray_train.disconnect()
     token = "with a token" if os.environ.get("RAY_AUTH_MODE") == "token" else "WITHOUT authentication"
     return f"{address}: {nodes} nodes, {resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU, {token}"
 

@@ -5,6 +5,8 @@ group finds the newest whole checkpoint in the run's storage, so nothing hangs o
 """
 
 import os
+import re
+import socket
 import uuid
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +26,7 @@ from genray.storage import RunFolder
 from genray.trainer import Outcome, train
 
 COLLECTIVE_TIMEOUT_S = 600
+CONNECT_TIMEOUT_S = 5
 POLL_INTERVAL_S = 0.5
 SHARED = ".shared"
 LOOPBACK = "127.0.0.1"
@@ -44,13 +47,7 @@ def connect(num_cpus: float) -> bool:
     address = os.environ.get("RAY_ADDRESS")
     os.environ.update({"RAY_CHDIR_TO_TRIAL_DIR": "0"} | QUIET)
     if address:
-        try:
-            ray.init(log_to_driver=True)
-        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-            raise ClusterError(
-                f"RAY_ADDRESS={address!r} does not answer: {error}; start the cluster, set RAY_AUTH_TOKEN if it asks "
-                "for one, or unset RAY_ADDRESS to use this machine"
-            ) from error
+        join(address)
         return False
     cores = os.cpu_count() or 1
     if num_cpus > cores:
@@ -63,6 +60,26 @@ def connect(num_cpus: float) -> bool:
     if token.is_file() and token.stat().st_uid == os.getuid():
         token.chmod(0o600)  # Ray has just made it, readable by everybody
     return True
+
+
+def join(address: str) -> None:
+    """Joins the cluster at `address`.
+
+    Raises:
+        ClusterError: nobody listens there, or not to us.
+    """
+    try:
+        # Ray itself would try for five minutes, and then end the process
+        if found := re.fullmatch(r"(?:ray://)?([^:/]+|\[.+\]):(\d+)", address):
+            with socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=CONNECT_TIMEOUT_S):
+                pass
+        ray.init(address)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        cause = (str(error).strip() or repr(error)).splitlines()[0]
+        raise ClusterError(
+            f"RAY_ADDRESS={address!r} does not answer: {cause}; start the cluster, set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN if it asks for a token, or unset RAY_ADDRESS to use this machine"
+        ) from error
 
 
 def disconnect() -> None:
