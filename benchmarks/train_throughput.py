@@ -20,11 +20,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
+from trainers import Steps, dcgan, smooth_images, trainer
+from turns import Side, compare, conditions, finish, parser, say, timed
 
 from genray.config import Config
 from genray.data.images import ImageSet
-from trainers import Steps, dcgan, smooth_images, trainer
-from turns import Side, compare, conditions, finish, parser, say, timed
 
 NUM_IMAGES = 20_000
 BATCH = {32: 128, 64: 64}

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
+from turns import timed
 
 from genray.checkpoint import NullStore
 from genray.config import Cluster, Config, Data, Optim, Run, Train
@@ -19,13 +19,12 @@ from genray.objectives.gan import GAN
 from genray.storage import RunFolder
 from genray.tracking import JsonlTracker, NullTracker
 from genray.trainer import Trainer
-from turns import timed
 
 LOG_EVERY = 50
 
 
 def smooth_images(num: int, shape: tuple[int, int, int], seed: int = 0) -> ImageSet:
-    """`num` images (C, H, W) of coloured clouds, as uint8, in one class; channels last in memory as decoded ones are."""
+    """Coloured clouds (num, C, H, W), uint8, in one class; channels last in memory, as decoded images are."""
     source = torch.Generator().manual_seed(seed)
     images = torch.empty(num, *shape[1:], shape[0], dtype=torch.uint8).permute(0, 3, 1, 2)
     for start in range(0, num, 1000):
@@ -36,7 +35,7 @@ def smooth_images(num: int, shape: tuple[int, int, int], seed: int = 0) -> Image
     return ImageSet(images, labels, ("cloud",), "clouds", "train", digest="", num_skipped=0)
 
 
-def dcgan(size: int, precision: str, global_batch_size: int, num_workers: int = 0) -> Config:
+def dcgan(size: int, precision: str, global_batch_size: int, cluster: Cluster | None = None) -> Config:
     """The run that GAN benchmarks time: batch norm in both networks, width 64, Adam as in the DCGAN paper."""
     return config(
         image_shape=(3, size, size),
@@ -45,7 +44,7 @@ def dcgan(size: int, precision: str, global_batch_size: int, num_workers: int = 
         optim=Optim(lr=2e-4, betas=(0.5, 0.999)),
         precision=precision,
         global_batch_size=global_batch_size,
-        num_workers=num_workers,
+        cluster=cluster,
     )
 
 
@@ -57,7 +56,7 @@ def config(
     optim: Optim,
     precision: str,
     global_batch_size: int,
-    num_workers: int = 0,
+    cluster: Cluster | None = None,
 ) -> Config:
     """A run that never ends by itself, with an EMA and a log point every 50 steps."""
     return Config(
@@ -73,7 +72,7 @@ def config(
             sample_every=0,
             precision=precision,  # type: ignore[arg-type]
         ),
-        cluster=Cluster(num_workers=num_workers),
+        cluster=cluster or Cluster(num_workers=0),
     )
 
 

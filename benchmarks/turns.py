@@ -175,7 +175,7 @@ def _own() -> float:
         except psutil.NoSuchProcess:
             continue
         total += times.user + times.system
-    return total + this.cpu_times().children_user + this.cpu_times().children_system
+    return total + float(this.cpu_times().children_user + this.cpu_times().children_system)
 
 
 def _list(values: list[float]) -> str:
