@@ -29,7 +29,8 @@ SCRATCH = Path("/tmp/genray-demo-")  # noqa: S108
 
 def main() -> int:
     """Runs the demo; 0 when the champion has been sampled."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
+        signal.signal(number, _interrupt)
     out = ROOT / "runs" / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
     out.mkdir(parents=True)
     tracking = f"sqlite:///{out / 'mlflow.db'}"

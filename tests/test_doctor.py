@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from genray import cli
-from genray.presets import preset
+from genray.presets import PRESETS, expectation, preset
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -60,3 +60,10 @@ def test_readme_map_names_only_files_that_exist():
             if part.endswith(".py"):
                 assert list((root / "genray").glob(part)), part
     assert (root / "cluster.yaml").is_file() and (root / "jobs" / "demo.py").is_file()
+
+
+def test_readme_says_of_every_preset_what_the_preset_says():
+    for name in PRESETS:
+        expect = expectation(name)
+        row = f"| `{name}` | {preset(name).data.name} | {expect.hardware} | {expect.time} | {expect.score} |"
+        assert row in README
