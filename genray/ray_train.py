@@ -55,7 +55,7 @@ def connect(num_cpus: float) -> bool:
             f"the workers ask for {num_cpus:g} cores, and this machine has {cores}; lower cluster.num_workers or "
             "cluster.cpus_per_worker, or set RAY_ADDRESS"
         )
-    ray.init(num_cpus=cores, dashboard_host=LOOPBACK)
+    ray.init("local", num_cpus=cores, dashboard_host=LOOPBACK)  # not one that happens to run here
     token = Path("~/.ray/auth_token").expanduser()
     if token.is_file() and token.stat().st_uid == os.getuid():
         token.chmod(0o600)  # Ray has just made it, readable by everybody
