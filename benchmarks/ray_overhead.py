@@ -4,13 +4,13 @@ The Ray side is a run as `ray_train.fit` starts it (cluster on this machine, con
 group of one); its worker trains in bursts, when it is told to. While the plain process has its turn,
 every process of Ray is stopped by a signal: what its daemons take from the cores counts against Ray,
 and only against Ray. Both train DCGAN at 32 pixels, width 64, RGB, batch 128. `ratio` is the time of a
-step with Ray over that without.
+step with Ray over that without. Unless `--threads` says otherwise training leaves one core to the
+daemons, which wake up a thousand times a second: where it takes every core of a small machine, they
+interrupt it, and a step costs about a tenth more (1.12 on two cores).
 """
 
 import argparse
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ from unittest import mock
 
 import psutil
 import torch
-from remote import ADDRESS, Desk, serve
+from remote import processes, serve
 from trainers import Steps, dcgan, smooth_images, trainer
 from turns import Side, compare, conditions, finish, parser, say
 
@@ -90,25 +90,17 @@ def while_stopped(process: int, run: Callable[[int], float]) -> Callable[[int], 
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    desk = Desk()
-    environment = os.environ | {ADDRESS: desk.address}
     arguments = ["--threads", str(options.threads), "--precision", options.precision]
-    started = [
-        subprocess.Popen([sys.executable, __file__, *arguments, "--process", name], env=environment)
-        for name in ("plain", "driver")
-    ]
-    desk.wait_for("plain", "ray")
-    without = Side("plain", while_stopped(started[1].pid, desk.run(("plain",), "train")))
-    found = compare(without, Side("ray", desk.run(("ray",), "train")), options)
-    desk.close()
-    for process in started:
-        process.wait()
-    return found
+    with processes(("plain", "driver"), *arguments) as (desk, started):
+        desk.wait_for("plain", "ray")
+        without = Side("plain", while_stopped(started["driver"].pid, desk.run(("plain",), "train")))
+        return compare(without, Side("ray", desk.run(("ray",), "train")), options)
 
 
 def main() -> None:
-    made = parser(__doc__)
+    made = parser(__doc__, turns=9, seconds=3.0)
     made.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    made.set_defaults(threads=max(1, (os.cpu_count() or 2) - 1))
     made.add_argument("--process", choices=("plain", "driver"), help=argparse.SUPPRESS)
     options = made.parse_args()
     if options.process:

@@ -1,8 +1,11 @@
 """Sides that live in processes of their own, and take their turns when they are told to."""
 
 import os
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 
@@ -58,3 +61,18 @@ class Desk:
             worker.close()
         self.listener.close()
         self.folder.cleanup()
+
+
+@contextmanager
+def processes(names: Sequence[str], *arguments: str) -> Iterator[tuple[Desk, dict[str, subprocess.Popen[bytes]]]]:
+    """A desk, and this script started once for each of `names` with `--process NAME` and `arguments`."""
+    desk = Desk()
+    environment = os.environ | {ADDRESS: desk.address}
+    command = [sys.executable, sys.argv[0], *arguments, "--process"]
+    started = {name: subprocess.Popen([*command, name], env=environment) for name in names}
+    try:
+        yield desk, started
+    finally:
+        desk.close()
+        for process in started.values():
+            process.wait()

@@ -4,7 +4,8 @@ Both train the very same networks (batch norm in both, width 64, RGB) at equal b
 on the same images. The tutorial's loop reads PIL images through ToTensor, Normalize and a DataLoader
 of two workers, computes in contiguous fp32, takes real and fake backward passes, and reads five
 numbers per step for a line of print (to the null device). genray's side is `Trainer.update` and `log`
-with everything that they do: EMA, metrics, gradient norms, guards, journal.
+with everything that they do: EMA, metrics, gradient norms, guards, journal. Each side lives in a process
+of its own, since genray's keeps freed memory and the tutorial's does not.
 
 bf16 is genray's autocast against the same fp32 loop.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from remote import processes, serve
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -90,12 +92,23 @@ def tutorial_steps(run: Config, images: ImageSet) -> Iterator[None]:
 
 def measure(size: int, precision: str, options: argparse.Namespace) -> dict[str, float]:
     """Ratio at one size and precision."""
+    arguments = ["--sizes", str(size), "--precisions", precision, "--threads", str(options.threads)]
+    with processes(("genray", "tutorial"), *arguments) as (desk, _):
+        desk.wait_for("genray", "tutorial")
+        ours = Side(f"genray {size}px {precision}", desk.run(("genray",), "train"))
+        return compare(ours, Side("tutorial", desk.run(("tutorial",), "train")), options)
+
+
+def side(name: str, size: int, precision: str) -> None:
+    """The process of one side."""
     run = dcgan(size, precision, BATCH[size])
     images = smooth_images(NUM_IMAGES, run.data.image_shape)
     with tempfile.TemporaryDirectory() as folder:
-        ours = Side(f"genray {size}px {precision}", Steps(trainer(run, images, Path(folder))).run)
-        steps = tutorial_steps(run, images)
-        return compare(ours, Side("tutorial", timed(lambda: next(steps))), options)
+        if name == "genray":
+            serve(name, {"train": Steps(trainer(run, images, Path(folder))).run})
+        else:
+            steps = tutorial_steps(run, images)
+            serve(name, {"train": timed(lambda: next(steps))})
 
 
 def main() -> None:
@@ -104,8 +117,12 @@ def main() -> None:
         "--sizes", type=int, nargs="+", choices=sorted(BATCH), default=sorted(BATCH), help="pixels a side"
     )
     made.add_argument("--precisions", nargs="+", choices=tuple(GOALS), default=list(GOALS))
+    made.add_argument("--process", choices=("genray", "tutorial"), help=argparse.SUPPRESS)
     options = made.parse_args()
     torch.set_num_threads(options.threads)
+    if options.process:
+        side(options.process, *options.sizes, *options.precisions)
+        return
     figures: dict[str, object] = {}
     for size in options.sizes:
         for precision in options.precisions:

@@ -7,7 +7,8 @@ on the same images, with the same loss: cross-entropy for the fully connected VA
 128), squared error for the convolutional one (32 x 32, RGB, batch 128, 1.1 million parameters).
 
 pythae is fetched into a temporary environment beside this one; what it shares with genray (torch,
-numpy) is taken from here. bf16 is genray's autocast against pythae in fp32.
+numpy) is taken from here. bf16 is genray's autocast against pythae in fp32. Each side lives in a process
+of its own, since genray's keeps freed memory and pythae's does not.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from remote import processes, serve
 from torch import Tensor
 from trainers import Steps, config, smooth_images, trainer
 from turns import Side, compare, conditions, finish, parser, say, timed
@@ -45,17 +47,16 @@ def runs(precision: str) -> dict[str, Config]:
     common: dict[str, Any] = {"optim": Optim(lr=1e-3), "precision": precision, "global_batch_size": BATCH}
     bernoulli, gaussian = ELBO(binarize=False), ELBO(likelihood="gaussian", sigma=1.0)
     return {
-        "mlp": config(image_shape=(1, 28, 28), model=MLPVAE(latent_dim=20, hidden=400), objective=bernoulli, **common),
+        "mlp": config(image_shape=(1, 28, 28), model=MLPVAE(latent_dim=10, hidden=512), objective=bernoulli, **common),
         "conv": config(image_shape=(3, 32, 32), model=ConvVAE(latent_dim=40, width=48), objective=gaussian, **common),
     }
 
 
 def fetch_pythae(folder: Path) -> None:
-    """Makes `import pythae` work, from `folder`."""
+    """Installs pythae into `folder`."""
     venv.create(folder, with_pip=True)
     missing = [name for name in BESIDE_PYTHAE if find_spec(name) is None]
     subprocess.run([folder / "bin" / "pip", "install", "--quiet", "--no-deps", PYTHAE, *missing], check=True)
-    sys.path += [str(path) for path in folder.glob("lib/python*/site-packages")]
 
 
 class Endless:
@@ -117,31 +118,45 @@ def pythae_steps(run: Config, images: ImageSet, folder: Path) -> Callable[[int],
     return steps
 
 
-def measure(kind: str, precision: str, options: argparse.Namespace) -> dict[str, float]:
-    """Ratio of one kind of network at one precision."""
+def measure(kind: str, precision: str, options: argparse.Namespace, environment: str) -> dict[str, float]:
+    """Ratio of one kind of network at one precision; pythae is in `environment`."""
+    arguments = ["--kinds", kind, "--precisions", precision, "--threads", str(options.threads)]
+    with processes(("genray", "pythae"), *arguments, "--environment", environment) as (desk, _):
+        desk.wait_for("genray", "pythae")
+        ours = Side(f"genray {kind} {precision}", desk.run(("genray",), "train"))
+        return compare(ours, Side("pythae", desk.run(("pythae",), "train")), options)
+
+
+def side(name: str, kind: str, precision: str, environment: str) -> None:
+    """The process of one side."""
     run = runs(precision)[kind]
     images = smooth_images(NUM_IMAGES, run.data.image_shape)
     with tempfile.TemporaryDirectory() as folder:
-        ours = trainer(run, images, Path(folder))
-        num = sum(p.numel() for p in ours.product.parameters())
-        say(f"{kind}: {num} parameters")
-        theirs = pythae_steps(run, images, Path(folder) / "pythae")
-        return compare(Side(f"genray {kind} {precision}", Steps(ours).run), Side("pythae", theirs), options)
+        if name == "genray":
+            serve(name, {"train": Steps(trainer(run, images, Path(folder))).run})
+        else:
+            sys.path += [str(path) for path in Path(environment).glob("lib/python*/site-packages")]
+            logging.disable(logging.INFO)  # pythae's
+            serve(name, {"train": pythae_steps(run, images, Path(folder))})
 
 
 def main() -> None:
     made = parser(__doc__)
     made.add_argument("--kinds", nargs="+", choices=("mlp", "conv"), default=["mlp", "conv"])
     made.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    made.add_argument("--process", choices=("genray", "pythae"), help=argparse.SUPPRESS)
+    made.add_argument("--environment", help=argparse.SUPPRESS)
     options = made.parse_args()
     torch.set_num_threads(options.threads)
+    if options.process:
+        side(options.process, *options.kinds, *options.precisions, options.environment)
+        return
     figures: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
         fetch_pythae(Path(folder))
-        logging.disable(logging.INFO)  # pythae's
         for kind in options.kinds:
             for precision in options.precisions:
-                found = measure(kind, precision, options)
+                found = measure(kind, precision, options, folder)
                 say(f"{kind} {precision}: {found} (goal {GOALS[kind, precision]})")
                 size = runs(precision)[kind].data.image_shape[1]
                 figures |= {f"{kind}_vae_{size}px_{precision}_{key}": value for key, value in found.items()}

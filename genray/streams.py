@@ -22,6 +22,17 @@ def generator(seed: int, stream: str, step: int = 0, device: torch.device | str 
     return torch.Generator(device).manual_seed(derive_seed(seed, stream, step))
 
 
+def seed_default(seed: int, device: torch.device) -> None:
+    """Seeds the generators that take no argument, such as dropout's, of the CPU and of `device`.
+
+    `torch.manual_seed` would do so for every kind of device that torch knows; for those that have not been
+    used it keeps a stack trace instead, which costs more than a small network's optimiser.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Draws:
     """The random numbers of one step, as one rank sees them.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from genray import distributed, optim
+from genray.allocator import keep_freed_memory
 from genray.checkpoint import Checkpoint, Store, best_step, best_whole, latest, load, store_for
 from genray.config import Config, differences, per_rank_batch_size
 from genray.data.images import ImageSet
@@ -21,7 +22,7 @@ from genray.objectives import Batch, Networks, Objective, Phase
 from genray.progress import Progress
 from genray.sampling import generate, grid, latents
 from genray.storage import RunFolder
-from genray.streams import Draws, derive_seed
+from genray.streams import Draws, derive_seed, seed_default
 from genray.tracking import JsonlTracker, NullTracker, Tracker
 
 GRID_ROWS, MAX_COLUMNS = 8, 10
@@ -35,9 +36,16 @@ class PhaseState:
     optimizer: torch.optim.Optimizer
     peak_lr: float
     skipped: Tensor
-    """Updates skipped so far, and how many of them in a row just now: (2,) on the device."""
+    """Updates skipped so far, () on the device."""
+    in_a_row: Tensor
+    """How many of them just now, one after the other, () on the device."""
     own_fault: Tensor
     """Non-finite losses of this rank, () on the device."""
+
+    @property
+    def counts(self) -> dict[str, Tensor]:
+        """What it has counted, by name."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row, "own_fault": self.own_fault}
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,7 @@ class Outcome:
 
 def train(config: Config, images: ImageSet, folder: RunFolder, world: World) -> Outcome:
     """One rank of the whole run: trains `config` on `images` in `folder`, from where it was left."""
+    keep_freed_memory()
     journal = folder.pull("journal")
     tracker: Tracker = JsonlTracker(journal, "train") if world.rank == 0 else NullTracker()
     return Trainer(config, images, folder, store=store_for(folder, world.rank), tracker=tracker, world=world).fit()
@@ -68,33 +77,31 @@ def train_step(
     autocast: AbstractContextManager[Any],
 ) -> dict[str, Tensor]:
     """Metrics of one step: every due phase updated once, in order. No host sync."""
-    for module in networks.bare.values():
-        module.requires_grad_(True)
+    networks.require_gradients(*networks.bare)
     with autocast:
         shared = objective.prepare(networks, batch)
     metrics: dict[str, Tensor] = {}
     for state in phases:
-        phase, own = state.phase, networks.bare[state.phase.module]
+        phase = state.phase
         if not phase.due(batch.step):
             continue
-        for module in networks.bare.values():
-            module.requires_grad_(module is own)
+        networks.require_gradients(phase.module)
         state.optimizer.zero_grad(set_to_none=True)
         for part in phase.parts:
             with distributed.no_sync(networks.wrapped[phase.module]) if part != phase.parts[-1] else nullcontext():
                 with autocast:
                     loss, logged = objective.loss(phase.module, part, networks, batch, shared)
                 metrics |= logged
-                poisoned(loss, state.own_fault).backward()  # type: ignore[no-untyped-call]
+                loss.backward(first_gradient(loss, state.own_fault))  # type: ignore[no-untyped-call]
         metrics[f"{phase.module}/grad_norm"] = guarded_update(state)
     return metrics
 
 
-def poisoned(loss: Tensor, fault: Tensor) -> Tensor:
-    """`loss`, or NaN gradients where it is not finite: averaged over ranks they stop every rank's update."""
+def first_gradient(loss: Tensor, fault: Tensor) -> Tensor:
+    """1, or NaN where `loss` is not finite: averaged over ranks such gradients stop every rank's update."""
     finite = loss.detach().isfinite()
     fault += ~finite
-    return loss * torch.where(finite, 1.0, torch.nan)
+    return torch.where(finite, 1.0, torch.nan)
 
 
 def guarded_update(state: PhaseState) -> Tensor:
@@ -104,8 +111,8 @@ def guarded_update(state: PhaseState) -> Tensor:
     bad = (~norm.isfinite()).to(torch.float32)
     state.optimizer.found_inf = bad  # type: ignore[attr-defined]
     state.optimizer.step()
-    state.skipped[0] += bad
-    state.skipped[1] = (state.skipped[1] + 1) * bad
+    state.skipped += bad
+    state.in_a_row.add_(1).mul_(bad)
     return norm
 
 
@@ -185,7 +192,7 @@ class Trainer:
         """One step, and the EMA after it."""
         train, seen = self.config.train, self.samples_seen
         total = train.num_steps * train.global_batch_size
-        torch.manual_seed(derive_seed(train.seed, f"rank {self.world.rank}", self.step))
+        seed_default(derive_seed(train.seed, f"rank {self.world.rank}", self.step), self.world.device)
         for state in self.phases:
             factor = self.monitor.past.lr_scale * optim.lr_factor(self.config.optim, seen, total)
             optim.set_lr(state.optimizer, state.peak_lr * factor)
@@ -202,13 +209,13 @@ class Trainer:
         batch = Batch(images=images, labels=labels, step=self.step, samples_seen=seen, draws=draws)
         self.meter.add(train_step(self.config.objective, self.phases, self.networks, batch, self._autocast()))
         self.step += 1
-        self.ema.update(self.product, train.global_batch_size, self.samples_seen)
+        self.ema.update(train.global_batch_size, self.samples_seen)
 
     def log(self) -> dict[str, float]:
         """Means since the last log point over all ranks: the one place where the host waits for the device."""
         for state in self.phases:
-            self.meter.set(f"{state.phase.module}/skipped", state.skipped[0])
-            self.meter.set(f"{state.phase.module}/skipped_in_a_row", state.skipped[1])
+            self.meter.set(f"{state.phase.module}/skipped", state.skipped)
+            self.meter.set(f"{state.phase.module}/skipped_in_a_row", state.in_a_row)
         values = self.meter.collect()
         in_a_row = [values.pop(f"{state.phase.module}/skipped_in_a_row") for state in self.phases]
         values |= self.monitor.log_point(self.step, values)
@@ -269,7 +276,7 @@ class Trainer:
         for state in self.phases:
             name = state.phase.module
             tensors |= {f"optim/{name}/{k}": v for k, v in optim.state_tensors(state.optimizer)}
-            tensors |= {f"skipped/{name}": state.skipped, f"own_fault/{name}": state.own_fault}
+            tensors |= {f"{kind}/{name}": value for kind, value in state.counts.items()}
         tensors |= {f"meter/{k}": v for k, v in self.meter.sums.items()}
         # each tensor a copy: the file must not change while the loop goes on, nor share memory
         on_cpu = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
@@ -299,8 +306,8 @@ class Trainer:
             )
         self.restore(found)
         for state in self.phases:
-            state.skipped.copy_(found.tensors[f"skipped/{state.phase.module}"])
-            state.own_fault.copy_(found.tensors[f"own_fault/{state.phase.module}"])
+            for kind, value in state.counts.items():
+                value.copy_(found.tensors[f"{kind}/{state.phase.module}"])
         sums = {k: v.to(self.world.device) for k, v in found.under("meter/").items()}
         self.meter = Meter(sums, dict(found.state["meter_counts"]))
         self.monitor.load(found.state.get("health", {}))
@@ -314,7 +321,7 @@ class Trainer:
         for state in self.phases:
             state.optimizer.state.clear()
             optim.load_state_tensors(state.optimizer, found.under(f"optim/{state.phase.module}/"))
-            state.skipped[1] = 0
+            state.in_a_row.zero_()
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.train.num_steps
@@ -331,7 +338,8 @@ class Trainer:
             phase=phase,
             optimizer=optim.build(self.networks.bare[phase.module], self.config.optim, lr),
             peak_lr=lr,
-            skipped=torch.zeros(2, device=device),
+            skipped=torch.zeros((), device=device),
+            in_a_row=torch.zeros((), device=device),
             own_fault=torch.zeros((), dtype=torch.int64, device=device),
         )
 

@@ -66,8 +66,9 @@ def test_elbo_equals_a_monte_carlo_estimate_with_the_same_noise(likelihood: Any)
     batch = make_batch(torch.rand(64, 1, 8, 8) * 2 - 1)
     _, metrics = one_loss(objective, networks, batch)
     vae: Any = networks.bare["vae"]
-    seen = objective.prepare(networks, batch)
-    mu, logvar = vae.encode(2 * seen - 1)
+    inputs, seen = objective.prepare(networks, batch)
+    torch.testing.assert_close(inputs, 2 * seen - 1)
+    mu, logvar = vae.encode(inputs)
     posterior = distributions.Normal(mu, (0.5 * logvar).exp())
     logits = vae.decode(mu + (0.5 * logvar).exp() * batch.draws.normal("posterior", 3))
     pixels = (
@@ -101,7 +102,7 @@ def test_elbo_without_warmup_does_not_log_beta() -> None:
 
 def test_elbo_observations_are_binary_with_the_greys_as_probabilities() -> None:
     images = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8).repeat(4096, 1, 1, 1)
-    seen = ELBO().prepare(make_networks(MLPVAE()), make_batch(images))
+    _, seen = ELBO().prepare(make_networks(MLPVAE()), make_batch(images))
     assert set(seen.unique().tolist()) == {0.0, 1.0}
     torch.testing.assert_close(seen.mean(dim=0), (images[0] + 1) / 2, atol=0.04, rtol=0)
 
@@ -109,7 +110,9 @@ def test_elbo_observations_are_binary_with_the_greys_as_probabilities() -> None:
 @pytest.mark.parametrize("objective", [ELBO(binarize=False), ELBO(likelihood="gaussian")])
 def test_elbo_observations_are_greys_unless_binarized(objective: ELBO) -> None:
     images = torch.rand(4, 1, 8, 8) * 2 - 1
-    torch.testing.assert_close(objective.prepare(make_networks(MLPVAE()), make_batch(images)), (images + 1) / 2)
+    inputs, seen = objective.prepare(make_networks(MLPVAE()), make_batch(images))
+    torch.testing.assert_close(seen, (images + 1) / 2)
+    assert torch.equal(inputs, images)
 
 
 @pytest.mark.parametrize("model", [ConvVAE(width=4), MLPVAE(hidden=8)], ids=["conv", "mlp"])

@@ -36,7 +36,7 @@ def test_ema_after_one_half_life_is_half_way():
     average = EMA(source, half_life=1000)
     before = copy.deepcopy(source.weight.data)
     source.weight.data += 1.0
-    average.update(source, num_images=1000, samples_seen=1_000_000)
+    average.update(num_images=1000, samples_seen=1_000_000)
     torch.testing.assert_close(average.module.weight, before + 0.5)
 
 
@@ -50,7 +50,7 @@ def test_ema_copies_buffers():
     source = nn.BatchNorm1d(2)
     average = EMA(source, half_life=10)
     source.running_mean += 3.0
-    average.update(source, 1, 1000)
+    average.update(1, 1000)
     assert torch.equal(average.module.running_mean, source.running_mean)
 
 

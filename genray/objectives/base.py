@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -48,6 +49,16 @@ class Networks:
     bare: Mapping[str, nn.Module]
     wrapped: Mapping[str, nn.Module]
     """The same modules, averaging gradients over ranks; called at most once between two backward passes."""
+
+    @cached_property
+    def _parameters(self) -> dict[str, tuple[nn.Parameter, ...]]:
+        return {name: tuple(module.parameters()) for name, module in self.bare.items()}
+
+    def require_gradients(self, *names: str) -> None:
+        """Gradients are on in the modules `names`, and off in all others."""
+        for name, parameters in self._parameters.items():
+            for parameter in parameters:
+                parameter.requires_grad_(name in names)
 
 
 class Objective(Protocol):

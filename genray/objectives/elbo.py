@@ -56,21 +56,23 @@ class ELBO:
         """Weight of the KL term after `samples_seen` images."""
         return self.beta * min(1.0, samples_seen / self.kl_warmup_samples) if self.kl_warmup_samples else self.beta
 
-    def prepare(self, networks: Networks, batch: Batch) -> Tensor:
-        """Observations (B, C, H, W) in [0, 1]."""
+    def prepare(self, networks: Networks, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the encoder sees, (B, C, H, W) in [-1, 1], and the observations, the same in [0, 1]."""
         pixels = (batch.images.float() + 1) / 2
         if self.likelihood == "bernoulli" and self.binarize:
-            return (batch.draws.uniform("binarize", *pixels.shape[1:]) < pixels).float()
-        return pixels
+            pixels = (batch.draws.uniform("binarize", *pixels.shape[1:]) < pixels).float()
+            return 2 * pixels - 1, pixels
+        return batch.images, pixels
 
     def loss(
-        self, phase: str, part: str, networks: Networks, batch: Batch, shared: Tensor
+        self, phase: str, part: str, networks: Networks, batch: Batch, shared: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Negative bound per image, its KL weighted by beta, and metrics; `shared` are the observations."""
+        """Negative bound per image, its KL weighted by beta, and metrics; `shared` is what `prepare` gave."""
+        inputs, observations = shared
         bare: Any = networks.bare["vae"]
         noise = batch.draws.normal("posterior", bare.latent_dim)
-        logits, mu, logvar = networks.wrapped["vae"](2 * shared - 1, noise)
-        recon_loss = self._nll(logits.float(), shared).mean()
+        logits, mu, logvar = networks.wrapped["vae"](inputs, noise)
+        recon_loss = self._nll(logits.float(), observations).mean()
         kl = gaussian_kl(mu.float(), logvar.float()).sum(dim=1).mean()
         beta = self.beta_at(batch.samples_seen)
         loss = recon_loss + beta * kl
