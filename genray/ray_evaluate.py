@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,23 +113,29 @@ class Scorer:
             self.failed.add(name)
             return
         scores = read_scores(self.folder.pull(f"{SCORES}/{name}.json"))
-        values = {f"eval/{s.metric}": s.value for s in scores} | {f"eval/{s.metric}_spread": s.spread for s in scores}
-        self.tracker.metrics(step_of(name), values)
+        self.tracker.metrics(step_of(name), logged(scores))
         # what was deleted meanwhile can be neither registered nor gone back to
         if name in self.folder.names(SNAPSHOTS):
-            self._note_best(name, scores[0])
+            note_best(self.folder, name, scores[0])
 
-    def _note_best(self, name: str, score: Score) -> None:
-        path = self.folder.pull(BEST)
-        if path.is_file():
-            best = json.loads(path.read_text())
-            if best["metric"] == score.metric and not _ahead(score, best["value"]):
-                return
-        note = {"name": name, "step": step_of(name), "metric": score.metric, "value": score.value}
-        beside = path.with_suffix(".tmp")
-        beside.write_text(json.dumps(note))
-        beside.replace(path)
-        self.folder.push(BEST)
+
+def logged(scores: Sequence[Score]) -> dict[str, float]:
+    """The scores as metrics of the journal."""
+    return {f"eval/{s.metric}": s.value for s in scores} | {f"eval/{s.metric}_spread": s.spread for s in scores}
+
+
+def note_best(folder: RunFolder, name: str, score: Score) -> None:
+    """Makes the snapshot `name` the best of its run, if its score is."""
+    path = folder.pull(BEST)
+    if path.is_file():
+        best = json.loads(path.read_text())
+        if best["metric"] == score.metric and not _ahead(score, best["value"]):
+            return
+    note = {"name": name, "step": step_of(name), "metric": score.metric, "value": score.value}
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps(note))
+    beside.replace(path)
+    folder.push(BEST)
 
 
 def _ahead(score: Score, best: float) -> bool:

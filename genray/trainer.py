@@ -157,6 +157,7 @@ class Trainer:
         self.monitor = Monitor(config.health)
         self.progress = Progress(train.num_steps, train.global_batch_size, world)
         self.step = 0
+        self.logged: dict[str, float] = {}
 
     @property
     def samples_seen(self) -> int:
@@ -168,25 +169,40 @@ class Trainer:
 
         The state is in the newest checkpoint, the product in the newest snapshot.
         """
-        train = self.config.train
         self.resume()
-        resumed_from, logged = self.step, dict[str, float]()
+        resumed_from = self.step
         try:
             self.progress.start(self.step)
-            while self.step < train.num_steps and not self.monitor.stopped:
-                self.update()
-                if self._due(train.log_every):
-                    logged = self.log()
-                if train.sample_every and self._due(train.sample_every):
-                    self.sample()
-                if self._due(train.checkpoint_every):
-                    self.monitor.score(self.store.scores())
-                if self.heed() or self._due(train.checkpoint_every):
-                    self.save()
+            while not self.finished:
+                self.advance()
         finally:
-            self.progress.stop()
-            self.tracker.close()
-        return Outcome(self.step, self.samples_seen, resumed_from, logged, self.monitor.stopped)
+            self.close()
+        return Outcome(self.step, self.samples_seen, resumed_from, self.logged, self.monitor.stopped)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is done, or a health rule has stopped the run."""
+        return self.step >= self.config.train.num_steps or self.monitor.stopped is not None
+
+    def advance(self) -> None:
+        """Trains up to the next checkpoint, and saves it: all ranks together."""
+        train, saved = self.config.train, False
+        while not saved:
+            self.update()
+            if self._due(train.log_every):
+                self.logged = self.log()
+            if train.sample_every and self._due(train.sample_every):
+                self.sample()
+            if self._due(train.checkpoint_every):
+                self.monitor.score(self.store.scores())
+            if self.heed() or self._due(train.checkpoint_every):
+                self.save()
+                saved = True
+
+    def close(self) -> None:
+        """Ends the progress line and the journal."""
+        self.progress.stop()
+        self.tracker.close()
 
     def update(self) -> None:
         """One step, and the EMA after it."""
@@ -304,6 +320,10 @@ class Trainer:
                 f"run.name={self.config.run.name!r} was trained on other images: their digest was "
                 f"{found.state['data_digest'][:12]}…, now it is {self.images.digest[:12]}…; choose another run.name"
             )
+        self.take_up(found)
+
+    def take_up(self, found: Checkpoint) -> None:
+        """Goes on from `found`, whatever run it is of: the whole state, and its step."""
         self.restore(found)
         for state in self.phases:
             for kind, value in state.counts.items():
