@@ -1,0 +1,33 @@
+"""The search space that ships with each preset: what decides whether it works."""
+
+from genray.search import Domain, Space
+
+_GAN: Space = {
+    "optim.lr": Domain("log", (1e-4, 5e-3)),
+    "optim.discriminator_lr": Domain("log", (1e-4, 5e-3)),
+    "optim.betas.0": Domain("choice", (0.0, 0.5, 0.9)),
+    "objective.gamma": Domain("log", (0.01, 10.0)),
+    "objective.num_discriminator_steps": Domain("int", (1, 3)),
+}
+_VAE: Space = {
+    "optim.lr": Domain("log", (1e-4, 1e-2)),
+    "objective.beta": Domain("log", (0.1, 10.0)),
+    "model.latent_dim": Domain("choice", (8, 16, 32, 64)),
+    "train.global_batch_size": Domain("choice", (32, 64, 128)),
+}
+_CLASSIFIER: Space = {
+    "optim.lr": Domain("log", (1e-4, 1e-2)),
+    "optim.weight_decay": Domain("log", (1e-3, 0.3)),
+    "train.global_batch_size": Domain("choice", (32, 64, 128)),
+}
+
+SPACES: dict[str, Space] = {
+    "digits-dcgan": _GAN,
+    "digits-vae": _VAE,
+    "digits-classifier": _CLASSIFIER,
+    "mnist-dcgan": _GAN,
+    "mnist-vae": _VAE,
+    "mnist-classifier": _CLASSIFIER,
+    "cifar10-dcgan": _GAN,
+    "folder-dcgan": _GAN,
+}
