@@ -6,8 +6,13 @@ _GAN: Space = {
     "optim.lr": Domain("log", (1e-4, 5e-3)),
     "optim.discriminator_lr": Domain("log", (1e-4, 5e-3)),
     "optim.betas.0": Domain("choice", (0.0, 0.5, 0.9)),
-    "objective.gamma": Domain("log", (0.01, 10.0)),
     "objective.num_discriminator_steps": Domain("int", (1, 3)),
+}
+_PENALISED: Space = _GAN | {"objective.gamma": Domain("log", (0.01, 10.0))}
+# a penalty per sample and batch norm in the discriminator do not go together
+_NORM_OR_PENALTY: Space = _GAN | {
+    "model.discriminator_norm": Domain("choice", ("batch", "none")),
+    "objective.gamma": Domain("log", (0.01, 10.0), when=("model.discriminator_norm", "none")),
 }
 _VAE: Space = {
     "optim.lr": Domain("log", (1e-4, 1e-2)),
@@ -22,12 +27,12 @@ _CLASSIFIER: Space = {
 }
 
 SPACES: dict[str, Space] = {
-    "digits-dcgan": _GAN,
+    "digits-dcgan": _NORM_OR_PENALTY,
     "digits-vae": _VAE,
     "digits-classifier": _CLASSIFIER,
-    "mnist-dcgan": _GAN,
+    "mnist-dcgan": _PENALISED,
     "mnist-vae": _VAE,
     "mnist-classifier": _CLASSIFIER,
-    "cifar10-dcgan": _GAN,
-    "folder-dcgan": _GAN,
+    "cifar10-dcgan": _NORM_OR_PENALTY,
+    "folder-dcgan": _NORM_OR_PENALTY,
 }
