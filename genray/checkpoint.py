@@ -147,7 +147,15 @@ def load(folder: RunFolder, step: int) -> Checkpoint:
     Raises:
         CheckpointError: it is torn or damaged.
     """
-    directory = folder.pull(f"{CHECKPOINTS}/{step_name(step)}")
+    return read(folder.pull(f"{CHECKPOINTS}/{step_name(step)}"))
+
+
+def read(directory: Path) -> Checkpoint:
+    """The checkpoint in `directory`.
+
+    Raises:
+        CheckpointError: it is torn or damaged.
+    """
     verify(directory, (TENSORS, STATE))
     state = json.loads((directory / STATE).read_text())
     return Checkpoint(state.pop("step"), load_file(directory / TENSORS), state)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,30 @@ from genray.config import Config, Data, Eval
 from genray.errors import ConfigError, GenrayError, unknown
 from genray.paths import base_directory, resolved
 from genray.presets import PRESETS, expectation, preset
+from genray.search import Search, space_of
+from genray.spaces import SPACES
+from genray.study import Settings
 
 FLAGS = (tyro.conf.FlagConversionOff,)
 
 
 def parse_run(args: Sequence[str], prog: str) -> tuple[Config, bool]:
     """The config that `PRESET [--section.field VALUE ...] [--dry-run]` describes, and whether it is a dry run.
+
+    Raises:
+        ConfigError: the preset, a field or a value is wrong.
+    """
+    config, _, dry_run = parse_sections(args, prog, {})
+    return config, dry_run
+
+
+def parse_sections(args: Sequence[str], prog: str, extra: Mapping[str, Any]) -> tuple[Config, dict[str, Any], bool]:
+    """As `parse_run`, with further sections beside those of the config.
+
+    Args:
+        args: of the command line.
+        prog: name of the command.
+        extra: further sections by name, at their defaults.
 
     Raises:
         ConfigError: the preset, a field or a value is wrong.
@@ -37,8 +55,9 @@ def parse_run(args: Sequence[str], prog: str) -> tuple[Config, bool]:
         raise ConfigError(f"no preset given; use {prog} PRESET [--section.field VALUE ...] with one of {list(PRESETS)}")
     default = preset(args[0])
     rest = [arg for arg in args[1:] if arg != "--dry-run"]
-    _check_fields(rest, default)
-    sections = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
+    _check_fields(rest, default, extra)
+    own = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
+    sections = own | dict(extra)
     # one class a run: the model and objective sections have the fields of this preset's
     shape = dataclasses.make_dataclass(
         "Sections",
@@ -48,11 +67,13 @@ def parse_run(args: Sequence[str], prog: str) -> tuple[Config, bool]:
     parsed: Any = tyro.cli(
         shape, args=rest, prog=f"{prog} {args[0]}", description=expectation(args[0]).summary, config=FLAGS
     )
-    return Config(**{name: getattr(parsed, name) for name in sections}), "--dry-run" in args
+    config = Config(**{name: getattr(parsed, name) for name in own})
+    return config, {name: getattr(parsed, name) for name in extra}, "--dry-run" in args
 
 
-def _check_fields(args: Sequence[str], default: Config) -> None:
-    known = {name.replace("_", "-") for name in default.flat()} | {"help", "h"}
+def _check_fields(args: Sequence[str], default: Config, extra: Mapping[str, Any]) -> None:
+    fields = {f"{name}.{f.name}" for name, section in extra.items() for f in dataclasses.fields(section)}
+    known = {name.replace("_", "-") for name in {*default.flat(), *fields}} | {"help", "h"}
     for arg in args:
         name = arg.partition("=")[0]
         if name.startswith("--") and name[2:].replace("_", "-") not in known:
@@ -72,6 +93,25 @@ def train(args: Sequence[str], prog: str = "genray train") -> int:
         print(json.dumps(ray_job.plan(config), indent=2))  # noqa: T201
         return 0
     return ray_job.run(config).exit_code
+
+
+def search(args: Sequence[str], prog: str = "genray search") -> int:
+    """Searches for the best values of a preset, confirms them over seeds, and lets the best compete.
+
+    The same command after an interruption goes on where the study was.
+    """
+    config, extra, dry_run = parse_sections(args, prog, {"search": Search()})
+    from genray import ray_study
+
+    config = resolved(config)
+    asked: Search = extra["search"]
+    asked = dataclasses.replace(asked, name=asked.name or f"{config.run.name}-study")
+    settings = Settings(config, asked, space_of(SPACES.get(args[0], {}), asked.space))
+    if dry_run:
+        print(json.dumps(ray_study.plan(settings), indent=2))  # noqa: T201
+        return 0
+    ray_study.run(settings)
+    return 0
 
 
 def presets(args: Sequence[str]) -> int:
@@ -266,6 +306,7 @@ def _scoring(directory: Path, root: str | None, extractor: str | None) -> tuple[
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "presets": presets,
     "train": train,
+    "search": search,
     "evaluate": evaluate,
     "promote": promote,
     "pull": pull,

@@ -1,10 +1,21 @@
 """What a run will need, before it is started."""
 
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 from torch import nn
 
+from genray.checkpoint import NullStore
 from genray.config import Config, per_rank_batch_size
 from genray.data import DATASETS
+from genray.data.images import ImageSet
+from genray.distributed import World
+from genray.storage import RunFolder
+from genray.tracking import NullTracker
+from genray.trainer import Trainer
 
 UNKNOWN_CLASSES = 10
 
@@ -34,6 +45,32 @@ def memory_mb(config: Config) -> dict[str, int]:
     }
     found = {name: -(-value // 2**20) for name, value in sizes.items()}
     return found | {"total": sum(found.values())}
+
+
+def seconds_per_step(config: Config, num_steps: int = 5) -> float:
+    """Seconds of a step of one worker with its share of the batch, measured here on images of noise."""
+    num = per_rank_batch_size(config.train.global_batch_size, max(1, config.cluster.num_workers))
+    classes = tuple(map(str, range(DATASETS[config.data.name].num_classes or UNKNOWN_CLASSES)))
+    noise = torch.randint(256, (4 * num, *config.data.image_shape), dtype=torch.uint8)
+    images = ImageSet(noise, torch.arange(4 * num) % len(classes), classes, "noise", "train", digest="", num_skipped=0)
+    alone = replace(
+        config,
+        train=replace(config.train, global_batch_size=num),
+        cluster=replace(config.cluster, num_workers=0, use_gpu=False),
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
+    with tempfile.TemporaryDirectory() as folder:
+        here = World(0, 1, torch.device("cpu"))
+        trainer = Trainer(alone, images, RunFolder(Path(folder)), store=NullStore(), tracker=NullTracker(), world=here)
+        for _ in range(2):
+            trainer.update()
+        began = time.perf_counter()
+        for _ in range(num_steps):
+            trainer.update()
+        took = time.perf_counter() - began
+    torch.set_num_threads(before)
+    return took / num_steps
 
 
 def _built(config: Config) -> dict[str, nn.Module]:

@@ -81,14 +81,14 @@ def run(config: Config) -> Report:
     folder = RunFolder.open(config.run.storage, config.run.name)
     folder.probe()
     _claim(folder, config)
-    can_score = _bring_extractor(folder, config, uri)
+    can_score = bring_extractor(folder, config, uri)
     run_id = _start_tracking(folder, config, uri, images)
     drain = Drain(uri, run_id, folder.local / "journal", refresh=lambda: _refresh(folder))
     drain.start()
     status: Status = "FAILED"
     tags: dict[str, str] = {}
     try:
-        with _sigterm_raises():
+        with sigterm_raises():
             outcome, best = _train_and_score(config, can_score)
             tags["genray.stopped"] = outcome.stopped or "no"
             version, verdict = _register(config, folder, uri, run_id, best, tags)
@@ -99,13 +99,13 @@ def run(config: Config) -> Report:
     finally:
         ray_train.disconnect()
         delivery = drain.finish(DELIVERY_TIMEOUT_S)
-        _end_tracking(uri, run_id, status, tags)
+        end_tracking(uri, run_id, status, tags)
     report = Report(outcome, run_id, delivery, best[1] if best else [], version, verdict)
     _print(config, uri, report)
     return report
 
 
-def _end_tracking(uri: str, run_id: str, status: Status, tags: Mapping[str, str]) -> None:
+def end_tracking(uri: str, run_id: str, status: Status, tags: Mapping[str, str]) -> None:
     """Says in MLflow how the run ended; a server that is away is only reported."""
     try:
         mlflow_tracking.end_run(uri, run_id, status, tags)
@@ -127,7 +127,7 @@ def _claim(folder: RunFolder, config: Config) -> None:
     folder.push("config.json")
 
 
-def _bring_extractor(folder: RunFolder, config: Config, uri: str) -> bool:
+def bring_extractor(folder: RunFolder, config: Config, uri: str) -> bool:
     """Puts the classifier that scores need into the run's folder; whether there is anything to score with."""
     if config.objective.product == "classifier":
         return True
@@ -238,7 +238,7 @@ def _print(config: Config, uri: str, report: Report) -> None:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def sigterm_raises() -> Iterator[None]:
     """Within the block SIGTERM raises `Stopped`, so that the run is closed properly."""
 
     def stop(number: int, frame: FrameType | None) -> None:

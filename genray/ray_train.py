@@ -36,8 +36,12 @@ QUIET = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
 FINAL = {"DivergenceError": DivergenceError, "ResumeError": ResumeError}
 
 
-def connect(num_cpus: float) -> bool:
+def connect(num_cpus: float, *, log_to_driver: bool = True) -> bool:
     """Joins the cluster of RAY_ADDRESS, or starts Ray on this machine; whether it was started here.
+
+    Args:
+        num_cpus: cores that the workers will ask for.
+        log_to_driver: whether lines that workers print appear here.
 
     Raises:
         ClusterError: RAY_ADDRESS does not answer, or this machine has fewer than `num_cpus` cores.
@@ -47,7 +51,7 @@ def connect(num_cpus: float) -> bool:
     address = os.environ.get("RAY_ADDRESS")
     os.environ.update({"RAY_CHDIR_TO_TRIAL_DIR": "0"} | QUIET)
     if address:
-        join(address)
+        join(address, log_to_driver=log_to_driver)
         return False
     cores = os.cpu_count() or 1
     if num_cpus > cores:
@@ -55,14 +59,16 @@ def connect(num_cpus: float) -> bool:
             f"the workers ask for {num_cpus:g} cores, and this machine has {cores}; lower cluster.num_workers or "
             "cluster.cpus_per_worker, or set RAY_ADDRESS"
         )
-    ray.init("local", num_cpus=cores, dashboard_host=LOOPBACK)  # not one that happens to run here
+    ray.init(
+        "local", num_cpus=cores, dashboard_host=LOOPBACK, log_to_driver=log_to_driver
+    )  # not one that happens to run here
     token = Path("~/.ray/auth_token").expanduser()
     if token.is_file() and token.stat().st_uid == os.getuid():
         token.chmod(0o600)  # Ray has just made it, readable by everybody
     return True
 
 
-def join(address: str) -> None:
+def join(address: str, *, log_to_driver: bool = True) -> None:
     """Joins the cluster at `address`.
 
     Raises:
@@ -73,7 +79,7 @@ def join(address: str) -> None:
         if found := re.fullmatch(r"(?:ray://)?([^:/]+|\[.+\]):(\d+)", address):
             with socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=CONNECT_TIMEOUT_S):
                 pass
-        ray.init(address)
+        ray.init(address, log_to_driver=log_to_driver)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         cause = (str(error).strip() or repr(error)).splitlines()[0]
         raise ClusterError(

@@ -320,10 +320,6 @@ class Trainer:
                 f"run.name={self.config.run.name!r} was trained on other images: their digest was "
                 f"{found.state['data_digest'][:12]}…, now it is {self.images.digest[:12]}…; choose another run.name"
             )
-        self.take_up(found)
-
-    def take_up(self, found: Checkpoint) -> None:
-        """Goes on from `found`, whatever run it is of: the whole state, and its step."""
         self.restore(found)
         for state in self.phases:
             for kind, value in state.counts.items():

@@ -1,0 +1,307 @@
+"""One trial of a search, in a process of Tune's that serves many trials, one after another.
+
+A trial is a training run in a folder of its own. Rank 0 lives in Tune's process; further ranks are
+actors in the other bundles of the same placement group, which Ray gives whole or not at all: trials
+cannot wait for one another with half of their workers.
+"""
+
+import gc
+import json
+import random
+import shutil
+import socket
+from dataclasses import replace
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import torch.distributed as dist
+from ray import tune
+
+from genray.allocator import keep_freed_memory
+from genray.checkpoint import (
+    CHECKPOINTS,
+    EXTRACTOR,
+    SCORES,
+    SNAPSHOTS,
+    FolderStore,
+    read,
+    step_name,
+    step_of,
+    store_for,
+)
+from genray.config import Config, Data
+from genray.data.images import ImageSet, load_images
+from genray.distributed import World
+from genray.errors import GenrayError
+from genray.evaluation.protocol import Score
+from genray.evaluation.scoring import read_scores, score_snapshot, write_scores
+from genray.ray_evaluate import logged, note_best
+from genray.search import objectives
+from genray.storage import RunFolder
+from genray.study import Study, metric_names
+from genray.tracking import JsonlTracker, NullTracker, Tracker
+from genray.trainer import Trainer
+
+COLLECTIVE_TIMEOUT = timedelta(seconds=600)
+WORST = 1e30
+"""Stands for an objective that is not finite: schedulers and samplers compute with it."""
+DONOR, ADOPTED, ENDED = "donor.json", "adopted.json", "ended.json"
+
+
+class Rank:
+    """One rank of one trial at a time."""
+
+    def __init__(self) -> None:
+        self.trainer: Trainer | None = None
+
+    def address(self) -> tuple[str, int]:
+        """Where the ranks of a trial may meet, if this one is their first."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return ray.util.get_node_ip_address(), int(free.getsockname()[1])
+
+    def open(self, config: dict[str, Any], rank: int, size: int, meeting: tuple[str, int]) -> None:
+        """Takes a seat in a trial, which goes on from its newest checkpoint."""
+        self.close()
+        made = Config.from_dict(config)
+        isolate(made.cluster.cpus_per_worker)
+        device = torch.device("cuda", 0) if made.cluster.use_gpu else torch.device("cpu")
+        if size > 1:
+            where = f"tcp://{meeting[0]}:{meeting[1]}"
+            backend = "nccl" if made.cluster.use_gpu else "gloo"
+            dist.init_process_group(backend, where, COLLECTIVE_TIMEOUT, world_size=size, rank=rank)
+        folder = RunFolder.open(made.run.storage, made.run.name)
+        tracker: Tracker = JsonlTracker(folder.pull("journal"), "train") if rank == 0 else NullTracker()
+        world = World(rank, size, device)
+        store = store_for(folder, rank)
+        self.trainer = Trainer(made, images_of(made.data), folder, store=store, tracker=tracker, world=world)
+        self.trainer.resume()
+        self.trainer.progress.begin(self.trainer.step)
+
+    def advance(self) -> None:
+        """Trains to the next checkpoint, together with all other ranks."""
+        assert self.trainer is not None
+        self.trainer.advance()
+
+    def close(self) -> None:
+        """Leaves the trial, and forgets all of it."""
+        if self.trainer is not None:
+            self.trainer.close()
+        self.trainer = None
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class Trial(tune.Trainable):  # type: ignore[misc]
+    """A trial as Tune knows it: each step trains to the next checkpoint and reports its score.
+
+    Its config has `study` (storage and name) and `trial` (number, phase, values; in a population the values
+    stand in the config itself, by the names of their fields).
+    """
+
+    folder: RunFolder
+    made: Config
+    exploited: dict[str, Any]
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Begins the first trial of this process."""
+        self.rank, self.members = Rank(), list[Any]()
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begins another trial in this process, and with the same further ranks."""
+        self.rank.close()
+        self._begin(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        """Ends the process."""
+        self.rank.close()
+        self._disband()
+
+    def step(self) -> dict[str, Any]:
+        """The next report of the trial.
+
+        A trial that goes on after an interruption first says again what it last said. An error of the
+        trial's own is a report, too: nothing would be gained by starting it again.
+        """
+        try:
+            if self.ended:
+                return self._said(self.ended["step"], self.ended["objective"], {}, done=True)
+            self._train()
+            return self._score()
+        except GenrayError as error:
+            return self._said(0, [WORST] * len(self.metrics), {}, done=True) | {"failed": str(error)}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """The newest checkpoint, whole: what a member of a population takes over."""
+        step = self._trainer.step
+        shutil.copytree(
+            self.folder.pull(f"{CHECKPOINTS}/{step_name(step)}"), Path(checkpoint_dir) / CHECKPOINTS, dirs_exist_ok=True
+        )
+        (Path(checkpoint_dir) / DONOR).write_text(json.dumps({"number": self.number, "step": step}))
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Goes on from the donor's checkpoint; from its own where that is no other trial's."""
+        directory = Path(checkpoint)
+        donor = json.loads((directory / DONOR).read_text())
+        note = self.folder.pull(ADOPTED)
+        if donor["number"] == self.number or (note.is_file() and json.loads(note.read_text()) == donor):
+            return
+        self.rank.close()
+        adopt(directory / CHECKPOINTS, self.folder, self.made)
+        note.write_text(json.dumps(donor))
+        self.folder.push(ADOPTED)
+        self.exploited = donor
+        self._assemble()
+
+    @property
+    def _trainer(self) -> Trainer:
+        assert self.rank.trainer is not None
+        return self.rank.trainer
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        task = config["trial"]
+        self.study = Study.open(**config["study"])
+        # what a member of a population takes over is the whole config of its donor: its number is in its own name
+        self.number = int(self.trial_id.rpartition("_")[2]) if "number" not in task else task["number"]
+        self.phase = task["phase"]
+        self.metrics = metric_names(self.study.settings)
+        self.values = task.get("values") or {k: v for k, v in config.items() if k in self.study.settings.space}
+        self.exploited = {}
+        self.num_reports = 0
+        self.folder = self.study.trial_folder(self.number)
+        path = self.folder.pull(ENDED)
+        self.ended: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        if self.ended:
+            return
+        self.made = self.study.settings.trial_config(self.number, self.values, self.phase)
+        (self.folder.local / "config.json").write_text(json.dumps(self.made.to_dict(), indent=2, sort_keys=True) + "\n")
+        self.folder.push("config.json")
+        self._assemble()
+
+    def _assemble(self) -> None:
+        """Gives every rank its seat; all of them find the same checkpoint."""
+        cluster = self.made.cluster
+        size = max(1, cluster.num_workers)
+        if len(self.members) != size - 1:
+            self._disband()
+            needs = ray.remote(Rank).options(num_cpus=cluster.cpus_per_worker, num_gpus=int(cluster.use_gpu))
+            self.members = [needs.remote() for _ in range(size - 1)]
+        meeting = self.rank.address() if size > 1 else ("", 0)
+        config = self.made.to_dict()
+        waiting = [member.open.remote(config, n + 1, size, meeting) for n, member in enumerate(self.members)]
+        self.rank.open(config, 0, size, meeting)
+        ray.get(waiting)
+
+    def _disband(self) -> None:
+        for member in self.members:
+            ray.kill(member)
+        self.members = []
+
+    def _train(self) -> None:
+        """To the next checkpoint; in the confirmation to the end. A rank that died is replaced."""
+        unsaid = self.num_reports == 0 and step_name(self._trainer.step) in self.folder.names(SNAPSHOTS)
+        if unsaid and self.phase == "race":
+            return
+        failures = 0
+        while not self._trainer.finished:
+            try:
+                waiting = [member.advance.remote() for member in self.members]
+                self.rank.advance()
+                ray.get(waiting)
+            except GenrayError:
+                raise
+            except Exception:
+                failures += 1
+                if not self.members or failures > self.study.settings.search.max_failures:
+                    raise
+                self.rank.close()
+                self._disband()
+                self._assemble()
+                continue
+            if self.phase == "race":
+                return
+
+    def _score(self) -> dict[str, Any]:
+        """Scores of the newest snapshot, taken once."""
+        trainer = self._trainer
+        name = step_name(trainer.step)
+        if f"{name}.json" not in self.folder.names(SCORES):
+            scores = score_snapshot(
+                self.folder.pull(f"{SNAPSHOTS}/{name}"),
+                data=self.made.data,
+                settings=self.made.eval,
+                extractor=self._extractor(),
+                cache=Path(self.made.data.cache) / "references",
+            )
+            (self.folder.local / SCORES).mkdir(exist_ok=True)
+            write_scores(self.folder.local / SCORES / f"{name}.json", scores)
+            self.folder.push(f"{SCORES}/{name}.json")
+            note_best(self.folder, name, scores[0])
+        scores = read_scores(self.folder.pull(f"{SCORES}/{name}.json"))
+        self._log(trainer.step, scores)
+        constraint = self.study.settings.search.constraint if self.phase == "race" else ""
+        found = objectives(scores, self.metrics, constraint)
+        stopped = {"stopped": trainer.monitor.stopped} if trainer.monitor.stopped else {}
+        return self._said(trainer.step, found, logged(scores), done=trainer.finished) | stopped
+
+    def _log(self, step: int, scores: list[Score]) -> None:
+        tracker = JsonlTracker(self.folder.local / "journal", "eval")
+        tracker.metrics(step, logged(scores))
+        tracker.close()
+        self.folder.push("journal")
+
+    def _extractor(self) -> Path | None:
+        extractor = self.study.folder.pull(EXTRACTOR)
+        return extractor if extractor.is_dir() else None
+
+    def _said(self, step: int, found: list[float], metrics: dict[str, float], *, done: bool) -> dict[str, Any]:
+        self.num_reports += 1
+        numbers = {"objective" if not i else f"objective_{i}": min(v, WORST) for i, v in enumerate(found)}
+        exploited, self.exploited = self.exploited, {}
+        said = {"step": step, "reports": self.num_reports, "scores": metrics, "values": self.values, "done": done}
+        return numbers | said | ({"donor": exploited} if exploited else {})
+
+
+def adopt(donor: Path, folder: RunFolder, config: Config) -> None:
+    """Makes the checkpoint at `donor` the only one of the run of `config` in `folder`: weights, averages, moments, all.
+
+    Raises:
+        CheckpointError: it is torn or damaged.
+    """
+    found = read(donor)
+    for kind in (CHECKPOINTS, SNAPSHOTS):
+        for name in folder.names(kind):
+            folder.remove(f"{kind}/{name}")
+    for name in folder.names(SCORES):
+        if step_of(Path(name).stem) >= found.step:
+            folder.remove(f"{SCORES}/{name}")
+    FolderStore(folder).save(replace(found, state=found.state | {"config": config.to_dict()}))
+
+
+@lru_cache(maxsize=2)
+def images_of(data: Data) -> ImageSet:
+    """The training images, decoded once a process."""
+    return load_images(data, "train")
+
+
+def isolate(cpus: float) -> None:
+    """Sets back what an earlier trial of this process may have left behind."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.set_grad_enabled(True)
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(max(1, int(cpus)))
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    keep_freed_memory()
