@@ -88,6 +88,7 @@ def run_trials(study: Study, tasks: Sequence[Mapping[str, Any]], phase: Phase, c
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the record is the study's
     os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the result files that it was told not to write
     needs = tune.PlacementGroupFactory(bundles(settings.config, settings.search))
     trainable = tune.with_resources(Trial, needs)
     if tune.Tuner.can_restore(path):
@@ -117,6 +118,7 @@ def run_trials(study: Study, tasks: Sequence[Mapping[str, Any]], phase: Phase, c
             scheduler=scheduler(settings) if racing else FIFOScheduler(),
             search_alg=Numbered(settings, known) if sampled else None,
             reuse_actors=True,
+            trial_dirname_creator=_folder_of,
         ),
         run_config=tune.RunConfig(
             name=name,
@@ -304,6 +306,10 @@ def number_of(trial: Any) -> int:
     """The number of one of Tune's trials; a member of a population has it in its name."""
     task = trial.config["trial"]
     return int(task["number"]) if "number" in task else int(trial.trial_id.rpartition("_")[2])
+
+
+def _folder_of(trial: Any) -> str:
+    return str(trial.trial_id)
 
 
 def _population(settings: Settings, values: Sequence[Values]) -> dict[str, Any]:
