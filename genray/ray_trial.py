@@ -133,6 +133,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         try:
             if self.ended:
                 return self._said(self.ended["step"], self.ended["objective"], {}, done=True)
+            if self.rank.trainer is None:  # not before a donor's checkpoint has replaced the trial's own
+                self._assemble()
             self._train()
             return self._score()
         except GenrayError as error:
@@ -158,7 +160,6 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         note.write_text(json.dumps(donor))
         self.folder.push(ADOPTED)
         self.exploited = donor
-        self._assemble()
 
     @property
     def _trainer(self) -> Trainer:
@@ -183,7 +184,6 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self.made = self.study.settings.trial_config(self.number, self.values, self.phase)
         (self.folder.local / "config.json").write_text(json.dumps(self.made.to_dict(), indent=2, sort_keys=True) + "\n")
         self.folder.push("config.json")
-        self._assemble()
 
     def _assemble(self) -> None:
         """Gives every rank its seat; all of them find the same checkpoint."""

@@ -114,7 +114,8 @@ def run_trials(study: Study, tasks: Sequence[Mapping[str, Any]], phase: Phase, c
             metric=None if sampled else "objective",
             mode=None if sampled else "min",
             num_samples=len(tasks) if sampled else 1,
-            max_concurrent_trials=concurrent,
+            # members of a population take turns: each is alive until the last, and waits for a place when paused
+            max_concurrent_trials=None if populates else concurrent,
             scheduler=scheduler(settings) if racing else FIFOScheduler(),
             search_alg=Numbered(settings, known) if sampled else None,
             reuse_actors=True,
