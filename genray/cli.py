@@ -148,7 +148,7 @@ class Evaluate:
     image_size: tuple[int, int] | None = None
     """Height and width of its images. None: the set's own, or that of the model's run."""
     metrics: tuple[str, ...] = ()
-    """Names of metrics besides the first. None named: the cheap ones."""
+    """Names of metrics besides the first, or all. None named: the cheap ones; with --card all."""
     protocol: Path | None = None
     """JSON file of --out whose metrics and protocols are followed; other protocols are refused. None: the run's."""
     extractor: str | None = None
@@ -165,6 +165,9 @@ class Evaluate:
     """Times the score is taken, with other latents. None: what the run's config says."""
     out: Path | None = None
     """JSON file for the scores, each with its protocol."""
+    card: Path | None = None
+    """Folder for the score card: all metrics that fit as JSON and as a Markdown table, and a picture of samples, each
+    beside the training images nearest to it."""
     uri: str | None = None
     """MLflow server or database. None: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."""
 

@@ -145,7 +145,8 @@ class Eval:
     """Network whose features are compared: a classifier's snapshot folder or NAME@ALIAS, or KIND:PATH of weights,
     e.g. resnet18:weights.pth (see `evaluation/extractors.py`). None: DATASET-classifier@champion of the registry."""
     metrics: tuple[str, ...] = ()
-    """Names in `evaluation.METRICS`; the product's first metric is taken in any case. None named: the cheap ones."""
+    """Names in `evaluation.METRICS`, or all; the product's first metric is taken in any case. None named: the cheap
+    ones."""
     split: str = "test"
     """Split of the data that samples are compared with."""
     num_samples: int = 10_000

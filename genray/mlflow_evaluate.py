@@ -8,6 +8,7 @@ from pathlib import Path
 from genray import mlflow_champion, mlflow_registry, snapshot
 from genray.config import Data, Eval
 from genray.errors import ConfigError, ProtocolError
+from genray.evaluation import ALL, card
 from genray.evaluation.folder import holds_images
 from genray.evaluation.protocol import Score, differences
 from genray.evaluation.scoring import read_scores
@@ -31,10 +32,12 @@ class Request:
     root: str | None = None
     num_samples: int | None = None
     num_seeds: int | None = None
+    card: Path | None = None
+    """Folder for the score card."""
 
 
 def evaluate(asked: Request, uri: str, *, log: bool) -> list[Score]:
-    """The scores that were asked for, the first one first.
+    """The scores that were asked for, the first one first; their card is written where one was asked for.
 
     Args:
         asked: what to score, and how.
@@ -53,9 +56,13 @@ def evaluate(asked: Request, uri: str, *, log: bool) -> list[Score]:
         made = snapshot.load(directory)
         data, settings = _settings(asked, made.config.data, made.config.eval)
         scores = _checked(asked, mlflow_champion.evaluate(directory, uri, data, settings))
+        files = []
+        if asked.card is not None:
+            picture = mlflow_champion.nearest_to_samples(directory, uri, data, settings)
+            files = card.write(asked.card, f"{made.task}, step {made.step}: {subject}", scores, picture)
     if log or not is_path(asked.model):
         tags = {mlflow_registry.DIGEST_TAG: made.digest, "genray.task": made.task}
-        log_scores(uri, subject, scores, experiment=f"genray/{data.name}", tags=tags, step=made.step)
+        log_scores(uri, subject, scores, experiment=f"genray/{data.name}", tags=tags, step=made.step, files=files)
     return scores
 
 
@@ -66,8 +73,12 @@ def _folder(asked: Request, uri: str, log: bool) -> list[Score]:
     data, settings = _settings(asked, Data(name=name, image_size=asked.image_size), Eval())
     folder = Path(asked.model).expanduser()
     scores = _checked(asked, mlflow_champion.evaluate_folder(folder, uri, data, settings))
+    files = []
+    if asked.card is not None:
+        picture = mlflow_champion.nearest_to_folder(folder, uri, data, settings)
+        files = card.write(asked.card, asked.model, scores, picture)
     if log:
-        log_scores(uri, asked.model, scores, experiment=f"genray/{data.name}", tags={})
+        log_scores(uri, asked.model, scores, experiment=f"genray/{data.name}", tags={}, files=files)
     return scores
 
 
@@ -80,6 +91,8 @@ def _settings(asked: Request, data: Data, settings: Eval) -> tuple[Data, Eval]:
         image_size=asked.image_size or data.image_size,
     )
     settings = replace(settings, extractor=asked.extractor, metrics=asked.metrics)
+    if asked.card is not None and not asked.metrics:
+        settings = replace(settings, metrics=(ALL,))
     if asked.protocol is not None:
         wanted = read_scores(asked.protocol)
         settings = mlflow_champion.following(settings, wanted[0].protocol)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Metric
@@ -13,7 +14,14 @@ from genray.mlflow_tracking import end_run, provenance_tags, start_run
 
 
 def log_scores(
-    uri: str, subject: str, scores: Sequence[Score], *, experiment: str, tags: Mapping[str, str], step: int = 0
+    uri: str,
+    subject: str,
+    scores: Sequence[Score],
+    *,
+    experiment: str,
+    tags: Mapping[str, str],
+    step: int = 0,
+    files: Sequence[Path] = (),
 ) -> str:
     """Id of a finished run `evaluate SUBJECT` with the metrics `eval/NAME`, their spreads, and `scores.json`.
 
@@ -26,6 +34,7 @@ def log_scores(
         experiment: made if it is missing.
         tags: of the run, besides where it comes from.
         step: of the metrics.
+        files: kept as artifacts in the folder `card`.
 
     Raises:
         TrackingError: the server does not answer.
@@ -50,5 +59,7 @@ def log_scores(
     with reporting(uri):
         client.log_batch(run_id, metrics=metrics, synchronous=True)
         client.log_dict(run_id, {"scores": written}, "scores.json")
+        for path in files:
+            client.log_artifact(run_id, str(path), "card")
     end_run(uri, run_id, "FINISHED")
     return run_id

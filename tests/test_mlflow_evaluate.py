@@ -17,7 +17,7 @@ from genray import cli, mlflow_champion
 from genray.config import Data, Eval
 from genray.data.images import load_images
 from genray.errors import ConfigError, ProtocolError
-from genray.evaluation import extractors
+from genray.evaluation import every, extractors
 from genray.evaluation.protocol import Protocol
 from genray.evaluation.scoring import read_scores
 from genray.manifest import sha256
@@ -166,3 +166,48 @@ def test_weights_file_of_a_run_is_named_by_its_whole_path(tmp_path):
     assert config.eval.extractor == f"resnet18:{tmp_path / 'weights.pth'}"
     with pytest.raises(ConfigError, match=r"eval\.extractor='resnet18:none\.pth': none\.pth is no file"):
         resolved(tiny_config(eval=Eval(extractor="resnet18:none.pth")))
+
+
+def card_of(tmp_path, *args):
+    assert cli.main(["evaluate", *args, "--card", str(tmp_path / "card")]) == 0
+    return [score.metric for score in read_scores(tmp_path / "card" / "scores.json")]
+
+
+@pytest.mark.slow
+def test_card_of_a_registered_generator_has_all_metrics_and_a_picture_and_is_in_mlflow(tmp_path, extractor, uri):
+    trained = start_run(uri, experiment="genray/digits", name="c", params={}, config={}, tags={})
+    directory = snapshots.save_generator(tmp_path / "model", conditional=True, seed=3)
+    version = register(uri, directory, run_id=trained, task="digits-generator", tags={})
+    model = f"digits-generator/{version}"
+    args = [model, "--extractor", extractor, "--uri", uri, "--num-samples", "300", "--num-seeds", "1"]
+    assert card_of(tmp_path, *args) == list(every("generator", by_class=True, features=True))
+    assert (tmp_path / "card" / "card.md").read_text().startswith(f"# digits-generator, step 1: {model}\n")
+    with Image.open(tmp_path / "card" / "nearest.png") as picture:
+        assert picture.size == (10 * 34 + 2 * 2 + 12, 10 * 34 + 2)
+    client = MlflowClient(uri)
+    (run,) = client.search_runs(["1"], f"tags.`genray.subject` = '{model}'")
+    kept = [file.path for file in client.list_artifacts(run.info.run_id, "card")]
+    assert kept == ["card/card.md", "card/nearest.png", "card/scores.json"]
+    assert run.data.metrics["eval/cas"] >= 0
+
+
+def test_card_of_a_vae_without_an_extractor_is_of_its_likelihood_and_has_no_picture(tmp_path):
+    directory = str(snapshots.save_vae(tmp_path / "model"))
+    found = card_of(tmp_path, directory, "--num-seeds", "1", "--uri", f"sqlite:///{tmp_path / 'own.db'}")
+    assert found == list(every("vae", by_class=False, features=False))
+    assert not (tmp_path / "card" / "nearest.png").exists()
+
+
+def test_card_of_a_classifier_has_its_own_metrics(tmp_path, extractor):
+    assert card_of(tmp_path, extractor)[0] == "accuracy"
+
+
+@pytest.mark.slow
+def test_card_of_a_folder_compares_class_by_class_where_it_has_classes(tmp_path, written, extractor):
+    found = card_of(tmp_path, str(written), "--data", "digits", "--extractor", extractor)
+    assert found == list(every("generator", by_class=True, features=True))
+    (tmp_path / "flat").mkdir()
+    for path in written.glob("*/*.png"):
+        path.rename(tmp_path / "flat" / path.name)
+    found = card_of(tmp_path, str(tmp_path / "flat"), "--data", "digits", "--extractor", extractor)
+    assert found == list(every("generator", by_class=False, features=True))

@@ -20,6 +20,12 @@ class Metric:
     products: tuple[Product, ...]
     default: bool = False
     """Whether it is taken when `eval.metrics` names none."""
+    by_class: bool = False
+    """Whether it needs fakes that were made for a class."""
+
+
+ALL = "all"
+"""Stands in `eval.metrics` for every metric that the model can have."""
 
 
 _SAMPLES: tuple[Product, ...] = ("generator", "vae")
@@ -55,7 +61,9 @@ METRICS: dict[str, Metric] = {
     "inception_score": Metric(
         "max", "", "exp of the KL of classes given the image to classes (Salimans et al. 2016, 1606.03498)", _SAMPLES
     ),
-    "ifid": Metric("min", "", "FID within each class, mean over classes (Miyato and Koyama 2018)", _SAMPLES),
+    "ifid": Metric(
+        "min", "", "FID within each class, mean over classes (Miyato and Koyama 2018)", _SAMPLES, by_class=True
+    ),
     "diversity": Metric(
         "max", "", "mean distance of two fakes over that of two reals; LPIPS-like (Zhang et al. 2018)", _SAMPLES
     ),
@@ -75,10 +83,18 @@ METRICS: dict[str, Metric] = {
         _SAMPLES,
     ),
     "cas": Metric(
-        "max", "", "accuracy on reals of a classifier trained on fakes (Ravuri and Vinyals 2019, 1905.10887)", _SAMPLES
+        "max",
+        "",
+        "accuracy on reals of a classifier trained on fakes (Ravuri and Vinyals 2019, 1905.10887)",
+        _SAMPLES,
+        by_class=True,
     ),
     "cas_reverse": Metric(
-        "max", "", "accuracy on fakes of a classifier trained on reals (Shmelkov et al. 2018, 1807.09499)", _SAMPLES
+        "max",
+        "",
+        "accuracy on fakes of a classifier trained on reals (Shmelkov et al. 2018, 1807.09499)",
+        _SAMPLES,
+        by_class=True,
     ),
     "elbo": Metric(
         "max", "nats", "lower bound of log p(image), mean per image (Kingma and Welling 2013, 1312.6114)", _VAE, True
@@ -101,12 +117,29 @@ METRICS: dict[str, Metric] = {
 
 
 def check_names(names: Sequence[str], product: str | None = None) -> None:
-    """Raises ConfigError unless all are metrics, and of `product` where that is given; names the nearest."""
+    """Raises ConfigError unless all are metrics, and of `product` where that is given, or `all`; names the nearest."""
     having = [name for name, metric in METRICS.items() if product is None or product in metric.products]
     for name in names:
-        if name not in having:
+        if name not in (*having, ALL):
             kind = "metric" if product is None or name not in METRICS else f"metric of a {product}"
             raise ConfigError(f"eval.metrics: {unknown(kind, name, having)}")
+
+
+def every(product: str, *, by_class: bool, features: bool) -> tuple[str, ...]:
+    """What `all` stands for: each metric of `product` that it can have, in the order of `METRICS`.
+
+    Args:
+        product: generator, vae or classifier.
+        by_class: whether its fakes are made for a class.
+        features: whether there is an extractor.
+    """
+    return tuple(
+        name
+        for name, metric in METRICS.items()
+        if product in metric.products
+        and (by_class or not metric.by_class)
+        and (features or not needs_extractor(name, product))
+    )
 
 
 def chosen(names: Sequence[str], product: str) -> tuple[str, ...]:

@@ -249,13 +249,18 @@ def _to_train(against: Comparison, fakes: Fakes, shared: dict[str, Any]) -> tupl
 
 
 def _train_distance(against: Comparison, fakes: Fakes, shared: dict[str, Any]) -> Taken:
-    own, usual = float(_to_train(against, fakes, shared)[0].median()), float(against.held_out_to_train.median())
+    own, usual = (_median(x) for x in (_to_train(against, fakes, shared)[0], against.held_out_to_train))
     if usual == 0:
         raise ProtocolError(
             f"half of the {against.reals.split} split is in the training set, so train_distance says nothing; "
             "take another split"
         )
     return [own / usual], {"fakes": [own], "reals": [usual]}
+
+
+def _median(values: Tensor) -> float:
+    """The mean of the two in the middle where their number is even; torch's own takes the lower one."""
+    return float(values.double().quantile(0.5))
 
 
 def _auth_pct(against: Comparison, fakes: Fakes, shared: dict[str, Any]) -> Taken:

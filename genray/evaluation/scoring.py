@@ -13,7 +13,7 @@ from genray import snapshot as snapshots
 from genray.config import Data, Eval
 from genray.data.images import ImageSet, load_images
 from genray.errors import ProtocolError, StorageError
-from genray.evaluation import chosen, extractors, needs_extractor
+from genray.evaluation import ALL, chosen, every, extractors, needs_extractor
 from genray.evaluation.classifier_scores import classifier_scores
 from genray.evaluation.features import Extractor, check_shape
 from genray.evaluation.protocol import Score
@@ -105,6 +105,9 @@ def score_images(
             f"images of {images.name!r} are {tuple(images.images.shape[1:])}, those of {reals.name!r} "
             f"{tuple(reals.images.shape[1:])} (C, H, W); give images of that size, or set --image-size"
         )
+    labels = _renumbered(images, reals)
+    if ALL in settings.metrics:
+        settings = replace(settings, metrics=every("generator", by_class=labels is not None, features=True))
     names = chosen(settings.metrics, "generator")
     against = Comparison(
         reals=reals,
@@ -115,7 +118,6 @@ def score_images(
         device=device,
         num_samples=len(images),
     )
-    labels = _renumbered(images, reals)
     batch = settings.batch_size
     fakes = observe(against, 0, lambda: iter(torch.split(images.images, batch)), labels, names)
     return sample_scores(names, against, [fakes], num_seeds=1, labels="given")
@@ -168,6 +170,10 @@ def read_scores(path: Path) -> list[Score]:
 
 def _names(model: Snapshot, settings: Eval, extractor: Path | None) -> tuple[str, ...]:
     """The metrics to take; without an extractor a VAE has those of its likelihood."""
+    if ALL in settings.metrics:
+        by_class = model.product != "classifier" and _num_labels(model) > 0
+        metrics = every(model.product, by_class=by_class, features=extractor is not None)
+        settings = replace(settings, metrics=metrics)
     names = chosen(settings.metrics, model.product)
     if extractor is not None or model.product == "classifier":
         return names
