@@ -24,6 +24,12 @@ from genray.streams import derive_seed
 Kind = Literal["log", "uniform", "int", "choice"]
 Values = dict[str, Any]
 """Values of a trial by dotted name of their fields; `optim.betas.0` is the first of two."""
+_UNSEARCHABLE = {
+    "run": "a study names and places its runs itself",
+    "eval": "scores under different protocols cannot be compared",
+    "cluster": "all trials of a study ask for the same resources",
+    "tracking": "a study has one record",
+}
 VIOLATION = 1e6
 """Added to the objective of a trial that misses its constraint, so that any that keeps it is better."""
 
@@ -57,7 +63,7 @@ class Domain:
             raise ConfigError(f"{self} must be above 0: a logarithm has no other values")
 
     def __str__(self) -> str:
-        values = " ".join(v if isinstance(v, str) else json.dumps(v) for v in self.values)
+        values = " ".join(map(_word, self.values))
         condition = f" if {self.when[0]}={json.dumps(self.when[1])}" if self.when else ""
         return f"{self.kind} {values}{condition}"
 
@@ -68,13 +74,12 @@ class Domain:
         Raises:
             ConfigError: it is not one.
         """
-        said, _, condition = text.partition(" if ")
-        kind, *words = said.split()
-        kinds = Kind.__args__  # type: ignore[attr-defined]
+        words = [found[0] for found in _WORDS.finditer(text)]
+        end = words.index("if") if "if" in words else len(words)
+        kind, kinds = words[0] if words else "", Kind.__args__  # type: ignore[attr-defined]
         if kind not in kinds:
             raise ConfigError(unknown("domain", kind, kinds))
-        field, _, value = condition.partition("=")
-        return cls(kind, tuple(map(_value, words)), (field.strip(), _value(value.strip())) if condition else None)  # type: ignore[arg-type]
+        return cls(kind, tuple(map(_value, words[1:end])), _condition(words[end:]))  # type: ignore[arg-type]
 
     def draw(self, source: random.Random) -> Any:
         """A value of the domain, at random."""
@@ -94,9 +99,15 @@ class Domain:
         low, high = self.values
         shares = [i / (num - 1) for i in range(num)]
         if self.kind == "log":
-            return [low * (high / low) ** share for share in shares]
-        found = [low + (high - low) * share for share in shares]
+            return [min(high, max(low, low ** (1 - share) * high**share)) for share in shares]
+        found = [min(high, max(low, low * (1 - share) + high * share)) for share in shares]
         return sorted({round(v) for v in found}) if self.kind == "int" else found
+
+    def has(self, value: Any) -> bool:
+        """Whether `draw` may give `value`."""
+        if self.kind == "choice":
+            return value in self.values
+        return isinstance(value, int | float) and bool(self.values[0] <= value <= self.values[1])
 
     def extremes(self) -> list[Any]:
         """The values at which a field refuses the domain, if it refuses any."""
@@ -175,7 +186,7 @@ class Search:
                 f"search.metric={' '.join(self.metric)}: a scheduler needs one number to go by; "
                 "use search.scheduler=fifo, or one metric and search.constraint"
             )
-        check_names(self.metric)
+        check_names(self.metric, field="search.metric")
         if self.constraint:
             parse_constraint(self.constraint)
 
@@ -196,9 +207,11 @@ def parse_constraint(text: str) -> tuple[str, float, float]:
         if found is None:
             raise ValueError
         bound = float(found[3])
+        if not math.isfinite(bound):
+            raise ValueError
     except ValueError:
         raise ConfigError(f"search.constraint={text!r} is not of the form METRIC>=NUMBER, e.g. recall>=0.4") from None
-    check_names((found[1],))
+    check_names((found[1],), field="search.constraint")
     return found[1], 1.0 if found[2] == ">=" else -1.0, bound
 
 
@@ -229,7 +242,9 @@ def space_of(base: Space, said: Sequence[str]) -> Space:
         pairs = {field.strip(): domain.strip()} if equals else _read(Path(text))
         for name, value in pairs.items():
             if value == "fixed":
-                space.pop(name, None)
+                if name not in space:
+                    raise ConfigError(f"search.space: {unknown('field of the space', name, space)}")
+                del space[name]
                 continue
             try:
                 space[name] = Domain.parse(value)
@@ -247,9 +262,10 @@ def check_space(space: Space, config: Config) -> None:
     if not space:
         raise ConfigError("the search space is empty; give one, e.g. --search.space optim.lr='log 1e-4 1e-2'")
     for name, domain in space.items():
-        given = {domain.when[0]: domain.when[1]} if domain.when else {}
-        if domain.when and domain.when[0] not in space:
-            raise ConfigError(f"search.space: {name} depends on {domain.when[0]!r}, which is not in the space")
+        section = name.partition(".")[0]
+        if section in _UNSEARCHABLE:
+            raise ConfigError(f"search.space: {name} cannot be searched: {_UNSEARCHABLE[section]}; take it out")
+        given = _conditions(space, name)
         for value in domain.extremes():
             try:
                 apply(config, {**given, name: value})
@@ -351,7 +367,7 @@ def racing_metrics(config: Config, search: Search) -> tuple[str, ...]:
     """
     constraint = (parse_constraint(search.constraint)[0],) if search.constraint else ()
     metrics = tuple(dict.fromkeys((*objective_metrics(config, search), *constraint)))
-    check_names(metrics, config.objective.product)
+    check_names(metrics, config.objective.product, field="search.metric")
     return metrics
 
 
@@ -371,6 +387,25 @@ def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
     return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
 
 
+def _conditions(space: Space, name: str) -> Values:
+    """The values that must hold for field `name` to count."""
+    given: Values = {}
+    field, when = name, space[name].when
+    while when is not None:
+        parent, value = when
+        if parent not in space:
+            raise ConfigError(f"search.space: {field} depends on {parent!r}, which is not in the space")
+        if parent == name or parent in given:
+            raise ConfigError(f"search.space: {name} depends on itself; take out one of the conditions")
+        if not space[parent].has(value):
+            raise ConfigError(
+                f"search.space: {field} counts if {parent}={json.dumps(value)}, which '{space[parent]}' never gives"
+            )
+        given[parent] = value
+        field, when = parent, space[parent].when
+    return given
+
+
 def _read(path: Path) -> dict[str, str]:
     try:
         found = json.loads(path.read_text())
@@ -381,6 +416,26 @@ def _read(path: Path) -> dict[str, str]:
             f"search.space={str(path)!r} is neither FIELD=DOMAIN nor a JSON file of such pairs: {error}"
         ) from error
     return {str(name): str(value) for name, value in found.items()}
+
+
+_WORDS = re.compile(r'(?:[\w.]+=)?"(?:[^"\\]|\\.)*"|\[.*?\](?=\s|$)|\S+')
+"""Words of a domain: JSON strings and lists may have spaces in them."""
+
+
+def _condition(words: Sequence[str]) -> tuple[str, Any] | None:
+    """What `if FIELD=VALUE` says; no words: nothing."""
+    if not words:
+        return None
+    field, equals, value = "".join(words[1:]).partition("=")
+    if not (field and equals and value):
+        raise ConfigError(f"the condition {' '.join(words)!r} is not of the form 'if FIELD=VALUE'")
+    return field, _value(value)
+
+
+def _word(value: Any) -> str:
+    """`value` such that `_value` gives it back."""
+    plain = isinstance(value, str) and value != "if" and _value(value) == value
+    return value if plain and re.fullmatch(r'[^\s"\[=]+', value) else json.dumps(value)
 
 
 def _value(word: str) -> Any:

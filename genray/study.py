@@ -65,6 +65,8 @@ class TrialRecord:
     reports: list[Report] = field(default_factory=list)
     lineage: list[tuple[int, int]] = field(default_factory=list)
     """Steps at which it took over the weights of another trial, and that trial's number."""
+    history: list[tuple[int, Values]] = field(default_factory=list)
+    """Its values from each step on at which they changed, the first at step 0."""
     of: int | None = None
     """The trial that it confirms."""
     started: float = 0.0
@@ -173,7 +175,9 @@ class Study:
             raise ResumeError(
                 f"{folder.local} exists and is no study; choose another search.name than {settings.search.name!r}"
             )
-        path.write_text(json.dumps(settings.to_dict(), indent=2, sort_keys=True) + "\n")
+        beside = path.with_name(f".{SETTINGS}.tmp")
+        beside.write_text(json.dumps(settings.to_dict(), indent=2, sort_keys=True) + "\n")
+        beside.replace(path)
         folder.push(SETTINGS)
         return cls(folder, settings)
 
@@ -184,14 +188,15 @@ class Study:
         Raises:
             StorageError: there is none.
         """
+        missing = StorageError(
+            f"there is no study {name!r} in {storage!r}; give --storage as run.storage of its search"
+        )
+        if "://" not in storage and not (Path(storage).expanduser() / name).is_dir():
+            raise missing
         folder = RunFolder.open(storage, name)
         path = folder.pull(SETTINGS)
         if not path.is_file():
-            if folder.remote is None and not any(folder.local.iterdir()):
-                folder.local.rmdir()
-            raise StorageError(
-                f"there is no study {name!r} in {storage!r}; give --storage as run.storage of its search"
-            )
+            raise missing
         return cls(folder, _read_settings(path))
 
     def trial_folder(self, number: int) -> RunFolder:
@@ -223,7 +228,7 @@ class Study:
         Raises:
             StorageError: there is no such trial.
         """
-        path = self.trial_folder(number).pull("config.json")
+        path = self.folder.pull(f"{TRIALS}/{trial_name(number)}/config.json")
         if not path.is_file():
             known = ", ".join(str(n) for n in self.trials()) or "none yet"
             raise StorageError(f"study {self.settings.search.name!r} has no trial {number}; it has {known}")
@@ -273,10 +278,10 @@ class Confirmed:
 
 
 def confirmed(trials: Mapping[int, TrialRecord]) -> list[Confirmed]:
-    """Finalists whose seeds have all ended with a score at least once, by the mean over seeds."""
+    """Finalists all of whose seeds have ended with a score, by the mean over seeds."""
     groups: dict[int, list[TrialRecord]] = {}
     for trial in trials.values():
-        if trial.phase == "confirm" and trial.of is not None and trial.reports:
+        if trial.phase == "confirm" and trial.of is not None:
             groups.setdefault(trial.of, []).append(trial)
     found = [
         Confirmed(
@@ -286,6 +291,7 @@ def confirmed(trials: Mapping[int, TrialRecord]) -> list[Confirmed]:
             tuple(t.number for t in group),
         )
         for of, group in groups.items()
+        if all(t.status in ENDED and t.reports for t in group)
     ]
     return sorted(found, key=lambda c: (c.mean, c.number))
 
@@ -299,7 +305,10 @@ def luck(finalists: Sequence[Confirmed]) -> str:
     kept = by_race[1].mean - by_race[0].mean
     spread = max(by_race[0].spread, by_race[1].spread)
     first, second = by_race[0].number, by_race[1].number
-    said = f"trial {first} led trial {second} by {lead:.4g} in the race and by {kept:.4g} over seeds"
+    led = f"trial {first} led trial {second} by {lead:.4g} in the race and by {kept:.4g}"
+    if any(len(finalist.values) < 2 for finalist in by_race[:2]):
+        return f"{led} with another seed: one seed does not tell how much was luck"
+    said = f"{led} over seeds"
     if kept <= 0:
         return f"{said}: its lead was luck"
     if kept <= spread:
@@ -331,7 +340,7 @@ def _read_settings(path: Path) -> Settings:
         if values["format"] != FORMAT:
             raise ConfigError(f"format {values['format']!r}, this genray reads {FORMAT}")
         return Settings.from_dict(values)
-    except (ValueError, LookupError, TypeError) as error:
+    except (ConfigError, ValueError, LookupError, TypeError) as error:
         raise StorageError(f"{path} is no record of a study: {error}") from error
 
 
@@ -342,6 +351,7 @@ def _add(trial: TrialRecord, entry: Mapping[str, Any]) -> None:
     if kind == "started":
         trial.values, trial.phase, trial.of = fields["values"], fields["phase"], fields.get("of")
         trial.started = seconds
+        trial.history.append((0, trial.values))
     elif kind == "report":
         objective = tuple(map(float, fields["objective"]))
         metrics = {name: float(value) for name, value in fields["metrics"].items()}
@@ -349,6 +359,7 @@ def _add(trial: TrialRecord, entry: Mapping[str, Any]) -> None:
     elif kind == "exploit":
         trial.lineage.append((int(rest), fields["donor"]))
         trial.values = fields["values"]
+        trial.history.append((int(rest), trial.values))
     elif kind in ENDED:
         trial.status, trial.reason, trial.ended = kind, fields.get("reason", ""), seconds
 

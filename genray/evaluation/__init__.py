@@ -116,13 +116,13 @@ METRICS: dict[str, Metric] = {
 """By the name that scores, metric keys (`eval/NAME`) and protocols carry."""
 
 
-def check_names(names: Sequence[str], product: str | None = None) -> None:
+def check_names(names: Sequence[str], product: str | None = None, field: str = "eval.metrics") -> None:
     """Raises ConfigError unless all are metrics, and of `product` where that is given, or `all`; names the nearest."""
     having = [name for name, metric in METRICS.items() if product is None or product in metric.products]
     for name in names:
         if name not in (*having, ALL):
             kind = "metric" if product is None or name not in METRICS else f"metric of a {product}"
-            raise ConfigError(f"eval.metrics: {unknown(kind, name, having)}")
+            raise ConfigError(f"{field}: {unknown(kind, name, having)}")
 
 
 def every(product: str, *, by_class: bool, features: bool) -> tuple[str, ...]:
