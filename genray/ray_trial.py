@@ -37,7 +37,7 @@ from genray.checkpoint import (
 from genray.config import Config, Data
 from genray.data.images import ImageSet, load_images
 from genray.distributed import World
-from genray.errors import GenrayError
+from genray.errors import ConfigError, GenrayError
 from genray.evaluation.protocol import Score
 from genray.evaluation.scoring import read_scores, score_snapshot, write_scores
 from genray.ray_evaluate import logged, note_best
@@ -133,6 +133,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         try:
             if self.ended:
                 return self._said(self.ended["step"], self.ended["objective"], {}, done=True)
+            if self.refused is not None:
+                raise self.refused
             if self.rank.trainer is None:  # not before a donor's checkpoint has replaced the trial's own
                 self._assemble()
             self._train()
@@ -181,7 +183,12 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self.ended: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         if self.ended:
             return
-        self.made = self.study.settings.trial_config(self.number, self.values, self.phase)
+        self.refused: GenrayError | None = None
+        try:
+            self.made = self.study.settings.trial_config(self.number, self.values, self.phase)
+        except ConfigError as error:
+            self.refused = error
+            return
         (self.folder.local / "config.json").write_text(json.dumps(self.made.to_dict(), indent=2, sort_keys=True) + "\n")
         self.folder.push("config.json")
 

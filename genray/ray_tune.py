@@ -344,7 +344,8 @@ def _tune_domain(domain: Domain) -> Any:
 def _suggest(space: Space, trial: Any) -> None:
     """Asks Optuna's `trial` for a value of every active field, those that others depend on first."""
     found: Values = {}
-    for name, domain in sorted(space.items(), key=lambda pair: pair[1].when is not None):
+    for name in _parents_first(space):
+        domain = space[name]
         if domain.when and found.get(domain.when[0]) != domain.when[1]:
             continue
         low, high = domain.values[0], domain.values[-1]
@@ -354,3 +355,13 @@ def _suggest(space: Space, trial: Any) -> None:
             found[name] = trial.suggest_int(name, low, high)
         else:
             found[name] = trial.suggest_float(name, low, high, log=domain.kind == "log")
+
+
+def _parents_first(space: Space) -> list[str]:
+    """Fields in an order in which none comes before the one that it depends on."""
+
+    def depth(name: str) -> int:
+        when = space[name].when
+        return 0 if when is None else 1 + depth(when[0])
+
+    return sorted(space, key=depth)

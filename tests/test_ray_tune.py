@@ -1,0 +1,332 @@
+"""Searching on a real Ray: trials that share processes, take over weights, and survive their driver."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psutil
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster as Raylets
+
+from genray import ray_study, ray_train, ray_tune
+from genray.checkpoint import SCORES, SNAPSHOTS, latest, step_name
+from genray.config import Cluster, Config, Data, Eval, Optim, Run, Tracking, Train
+from genray.data.images import load_images
+from genray.distributed import current
+from genray.errors import ClusterError, ConfigError
+from genray.evaluation.scoring import read_scores, score_snapshot
+from genray.models.vae import MLPVAE
+from genray.objectives.elbo import ELBO
+from genray.ray_trial import Trial
+from genray.search import Domain, Search
+from genray.storage import RunFolder
+from genray.study import ENDED, Settings, Study, ranking
+from genray.trainer import train
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
+
+LR = {"optim.lr": Domain("log", (1e-4, 1e-2)), "objective.beta": Domain("log", (0.5, 2.0))}
+
+
+def settings(storage: Path, *, num_workers: int = 1, num_steps: int = 60, **search: Any) -> Settings:
+    """A search over a VAE of 8 x 8 digits, scored by the ELBO: a trial takes a second."""
+    config = Config(
+        run=Run(name="tiny", storage=str(storage / "runs")),
+        data=Data(name="digits", cache=str(storage / "cache")),
+        model=MLPVAE(latent_dim=2, hidden=16),
+        objective=ELBO(),
+        optim=Optim(lr=1e-3),
+        train=Train(num_steps=num_steps, global_batch_size=16, log_every=10, sample_every=0, checkpoint_every=20),
+        eval=Eval(num_samples=64, num_seeds=1, promote=False),
+        cluster=Cluster(num_workers=num_workers, cpus_per_worker=0.5),
+        tracking=Tracking(uri=f"sqlite:///{storage}/mlflow.db"),
+    )
+    fields = {"name": "study", "num_trials": 4, "report_every": 20, "num_samples": 64, "confirm_top": 0}
+    return Settings(config, Search(**(fields | search)), LR)  # type: ignore[arg-type]
+
+
+def raced(made: Settings) -> Study:
+    """The study after its race, without MLflow."""
+    study = Study.claim(made)
+    tasks = [{"number": n, "phase": "race", "values": values} for n, values in enumerate(made.points())]
+    ray_tune.run_trials(study, tasks, "race", ray_tune.capacity(made.config, made.search))
+    return study
+
+
+@pytest.fixture(scope="module")
+def one_node() -> Iterator[None]:
+    before = os.environ.pop("RAY_ADDRESS", None)
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray_train.connect(2, log_to_driver=False)
+    yield
+    ray.shutdown()
+    del os.environ["RAY_AUTH_MODE"]
+    if before:
+        os.environ["RAY_ADDRESS"] = before
+
+
+def trial(study: Study, number: int, values: dict[str, Any]) -> Trial:
+    known = {"storage": study.settings.config.run.storage, "name": study.settings.search.name}
+    return Trial(config={"study": known, "trial": {"number": number, "phase": "race", "values": values}})
+
+
+def state(of: Trial) -> dict[str, torch.Tensor]:
+    """Weights, averages and moments."""
+    made = of._trainer.checkpoint()
+    return {name: t for name, t in made.tensors.items() if name.startswith(("modules/", "ema/", "optim/"))}
+
+
+def test_an_exploited_trial_has_the_weights_of_its_donor_to_the_bit(tmp_path: Path) -> None:
+    study = Study.claim(settings(tmp_path))
+    donor, member = trial(study, 0, {"optim.lr": 1e-2}), trial(study, 1, {"optim.lr": 1e-4})
+    donor.step()
+    donor.step()
+    member.step()
+    donor.save_checkpoint(str(tmp_path / "copy"))
+    member.reset_config({**member.config, "trial": {"number": 1, "phase": "race", "values": {"optim.lr": 3e-3}}})
+    member.load_checkpoint(str(tmp_path / "copy"))
+    member._assemble()
+    wanted, found = state(donor), state(member)
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert member._trainer.step == 40
+    said = member.step()
+    assert (said["step"], said["donor"]) == (60, {"number": 0, "step": 40})
+    assert member._trainer.phases[0].optimizer.param_groups[0]["lr"] == 3e-3
+    assert latest(study.trial_folder(1)).state["config"]["optim"]["lr"] == 3e-3  # type: ignore[union-attr]
+
+
+def test_a_trial_in_a_used_process_reports_what_it_would_in_a_fresh_one(tmp_path: Path) -> None:
+    alone = trial(Study.claim(settings(tmp_path / "alone")), 0, {"optim.lr": 1e-3})
+    wanted = [alone.step()["objective"] for _ in range(3)]
+    shared = Study.claim(settings(tmp_path / "shared"))
+    used = trial(shared, 1, {"optim.lr": 9e-3})
+    used.step()
+    torch.set_default_dtype(torch.float64)
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(True)
+    used.reset_config({**used.config, "trial": {"number": 0, "phase": "race", "values": {"optim.lr": 1e-3}}})
+    assert [used.step()["objective"] for _ in range(3)] == wanted
+    assert (torch.get_default_dtype(), torch.get_num_threads()) == (torch.float32, 1)
+
+
+def test_a_trial_whose_values_do_not_go_together_is_a_failure_with_its_reason(tmp_path: Path) -> None:
+    said = trial(Study.claim(settings(tmp_path)), 0, {"model.latent_dim": 0}).step()
+    assert said["done"] and said["failed"] == "model.latent_dim=0 must be at least 1"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wanted"),
+    [
+        ([{"CPU": 4.0}], 2),
+        ([{"CPU": 1.0}, {"CPU": 1.0}], 1),
+        ([{"CPU": 1.0}], 0),
+        ([{"CPU": 3.0}, {"CPU": 1.0}, {"GPU": 8.0}], 2),
+    ],
+)
+def test_trials_are_counted_whole(nodes: list[dict[str, float]], wanted: int) -> None:
+    assert ray_tune.num_fitting([{"CPU": 1.0}, {"CPU": 1.0}], nodes) == wanted
+
+
+def test_four_quarters_fit_on_a_gpu_but_not_two_workers_of_one_trial(tmp_path: Path) -> None:
+    made = settings(tmp_path, gpu_fraction=0.25)
+    one = replace(made.config, cluster=Cluster(num_workers=1, use_gpu=True))
+    two = replace(made.config, cluster=Cluster(num_workers=2, use_gpu=True))
+    node = [{"CPU": 16.0, "GPU": 1.0}]
+    assert ray_tune.num_fitting(ray_tune.bundles(one, made.search), node) == 4
+    assert ray_tune.num_fitting(ray_tune.bundles(two, made.search), node) == 0
+
+
+def test_a_trial_that_never_fits_is_refused_at_once(one_node: None, tmp_path: Path) -> None:
+    config = replace(settings(tmp_path).config, cluster=Cluster(num_workers=16))
+    with pytest.raises(ClusterError, match=r"^no trial fits on the cluster: 16 workers of 1 CPU each are asked for"):
+        ray_tune.capacity(config, Search())
+
+
+def test_asha_ends_every_trial_and_the_best_saw_all_steps(one_node: None, tmp_path: Path) -> None:
+    study = raced(settings(tmp_path, num_trials=6, reduction_factor=2))
+    trials = study.trials()
+    assert sorted(trials) == list(range(6))
+    assert {t.status for t in trials.values()} == {"finished", "pruned"}
+    assert ranking(trials)[0].status == "finished"
+    assert all(t.reports[-1].step == 60 for t in trials.values() if t.status == "finished")
+    assert all(t.step < 60 for t in trials.values() if t.status == "pruned")
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        {"algorithm": "tpe"},
+        {"scheduler": "hyperband"},
+        {"algorithm": "nsga2", "scheduler": "fifo", "metric": ("elbo", "kl")},
+    ],
+    ids=lambda search: "-".join(str(v) for v in search.values()),
+)
+def test_every_algorithm_ends_with_all_of_its_trials(one_node: None, tmp_path: Path, search: dict[str, Any]) -> None:
+    trials = raced(settings(tmp_path, num_steps=40, **search)).trials()
+    assert sorted(trials) == [0, 1, 2, 3]
+    assert all(t.status in ("finished", "pruned") and t.reports for t in trials.values())
+    assert len({tuple(sorted(t.values.items())) for t in trials.values()}) == 4
+
+
+@pytest.mark.parametrize("scheduler", ["pbt", "pb2"])
+def test_the_worst_of_a_population_take_over_the_best(one_node: None, tmp_path: Path, scheduler: str) -> None:
+    study = raced(settings(tmp_path, num_steps=80, scheduler=scheduler))
+    trials = study.trials()
+    assert all(t.status == "finished" and t.step == 80 for t in trials.values())
+    lineage = [(n, step, donor) for n, t in trials.items() for step, donor in t.lineage]
+    assert len(lineage) >= 2
+    for number, step, donor in lineage:
+        at = {n: next(r.objective for r in t.reports if r.step == step) for n, t in trials.items()}
+        assert at[donor] < at[number]
+
+
+@pytest.mark.timeout(900)
+def test_two_ranks_of_a_trial_end_as_if_one_had_not_been_killed(one_node: None, tmp_path: Path) -> None:
+    calm = trial(Study.claim(settings(tmp_path / "calm", num_workers=2)), 0, {"optim.lr": 1e-3})
+    wanted = [calm.step()["objective"] for _ in range(3)]
+    calm.cleanup()
+    torn = trial(Study.claim(settings(tmp_path / "torn", num_workers=2)), 0, {"optim.lr": 1e-3})
+    found = [torn.step()["objective"]]
+    ray.kill(torn.members[0])
+    found += [torn.step()["objective"] for _ in range(2)]
+    torn.cleanup()
+    assert found == wanted
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_ray_tune import settings
+from genray import ray_study
+search = dict(num_trials=8, reduction_factor=2, confirm_top=1, confirm_seeds=2)
+ray_study.run(settings(Path({storage!r}), num_workers=2, **search))
+"""
+
+
+def drive(storage: Path, address: str) -> subprocess.Popen[bytes]:
+    code = DRIVER.format(tests=str(Path(__file__).parent), storage=str(storage))
+    return subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"RAY_ADDRESS": address})
+
+
+def ended(storage: Path) -> set[int]:
+    try:
+        trials = Study.open(str(storage / "runs"), "study").trials()
+    except OSError:
+        return set()
+    return {number for number, t in trials.items() if t.status in ENDED}
+
+
+def wait_for(storage: Path, num: int, driver: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 240
+    while len(ended(storage)) < num and driver.poll() is None:
+        assert time.monotonic() < deadline, f"only {ended(storage)} of {num} trials have ended"
+        time.sleep(0.2)
+
+
+@pytest.mark.mlflow
+@pytest.mark.timeout(900)
+def test_a_study_survives_its_driver_and_a_node(tmp_path: Path) -> None:
+    """Killed: the driver after two trials, a raylet in the second attempt. Nothing that had ended is done again."""
+    ray.shutdown()
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    raylets = Raylets(initialize_head=True, head_node_args={"num_cpus": 1, "dashboard_host": "127.0.0.1"})
+    node = raylets.add_node(num_cpus=1)
+    raylets.wait_for_nodes()
+    try:
+        first = drive(tmp_path, raylets.address)
+        wait_for(tmp_path, 2, first)
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+        before = ended(tmp_path)
+        written = {n: files_of(tmp_path, n) for n in before}
+        second = drive(tmp_path, raylets.address)
+        wait_for(tmp_path, len(before) + 2, second)
+        raylets.remove_node(node, allow_graceful=False)
+        raylets.add_node(num_cpus=1)
+        assert second.wait(timeout=500) == 0
+    finally:
+        raylets.shutdown()
+        os.environ.pop("RAY_AUTH_MODE", None)
+    trials = Study.open(str(tmp_path / "runs"), "study").trials()
+    assert sorted(trials) == list(range(10))
+    assert all(t.status in ("finished", "pruned") for t in trials.values())
+    assert {n: files_of(tmp_path, n) for n in before} == written
+    check_again(tmp_path, ranking(trials)[0].number)
+    check_tracked(tmp_path, len(trials))
+
+
+def files_of(storage: Path, number: int) -> dict[str, int]:
+    """Times of the checkpoints and scores of a trial."""
+    folder = storage / "runs" / "study" / "trials" / f"{number:05d}"
+    return {str(p): p.stat().st_mtime_ns for kind in ("checkpoints", SCORES) for p in (folder / kind).rglob("*")}
+
+
+def check_again(storage: Path, number: int) -> None:
+    """The recorded config of a trial, trained once more alone by one rank, has its score to the bit."""
+    study = Study.open(str(storage / "runs"), "study")
+    config = study.config_of(number)
+    folder = RunFolder.open(str(storage / "again"), "again")
+    with_two = subprocess.run(
+        [sys.executable, "-c", AGAIN.format(tests=str(Path(__file__).parent), storage=str(storage), number=number)]
+    )
+    assert with_two.returncode == 0
+    name = step_name(config.train.num_steps)
+    scores = score_snapshot(folder.local / SNAPSHOTS / name, data=config.data, settings=config.eval, extractor=None)
+    recorded = read_scores(study.trial_folder(number).local / SCORES / f"{name}.json")
+    assert [s.value for s in scores] == [s.value for s in recorded]
+
+
+AGAIN = """
+import sys
+from dataclasses import replace
+sys.path.insert(0, {tests!r})
+from ranks import run_ranks
+from test_ray_tune import one_rank
+run_ranks(one_rank, 2, {storage!r}, {number})
+"""
+
+
+def one_rank(storage: str, number: int) -> int:
+    config = Study.open(f"{storage}/runs", "study").config_of(number)
+    config = replace(config, run=Run(name="again", storage=f"{storage}/again"))
+    folder = RunFolder.open(config.run.storage, "again")
+    return train(config, load_images(config.data, "train"), folder, current(False)).step
+
+
+def check_tracked(storage: Path, num_trials: int) -> None:
+    """Parent and children in MLflow: every trial once, with the way it ended."""
+    client = mlflow.MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    experiment = client.get_experiment_by_name("genray/digits").experiment_id
+    runs = client.search_runs([experiment], max_results=100)
+    parents = [r for r in runs if r.data.tags.get("genray.kind") == "study"]
+    children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
+    assert len(parents) == 1 and parents[0].info.status == "FINISHED"
+    assert sorted(int(r.data.tags["genray.trial"]) for r in children) == list(range(num_trials))
+    assert {r.data.tags["genray.trial.status"] for r in children} <= {"finished", "pruned"}
+    assert all("eval/elbo" in r.data.metrics for r in children)
+    assert parents[0].data.metrics["study/trials"] == num_trials
+
+
+def test_a_population_with_conditions_is_refused(one_node: None, tmp_path: Path) -> None:
+    made = settings(tmp_path, scheduler="pbt")
+    when = {**LR, "objective.kl_warmup_samples": Domain("int", (1, 9), when=("objective.beta", 1.0))}
+    with pytest.raises(ConfigError, match="needs a space without conditions"):
+        raced(replace(made, space=when))
+
+
+def test_the_plan_starts_nothing(tmp_path: Path) -> None:
+    plan = ray_study.plan(settings(tmp_path))
+    assert plan["trials"] == 4 and plan["trials_at_once"] == 2 * (psutil.cpu_count() or 1)
+    assert not (tmp_path / "runs" / "study").exists()
