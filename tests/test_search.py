@@ -66,6 +66,14 @@ def test_domain_reads_what_it_writes(domain):
     assert repr(found) == repr(domain)  # 1, 1.0 and True are equal, and not the same
 
 
+@pytest.mark.parametrize(
+    "word", ["1", "true", "True", "null", "NaN", "1e-4", "if", "", "a b", '"x"', "[1]", "a=b", "if a=1"]
+)
+def test_word_that_looks_like_something_else_stays_a_word(word):
+    domain = Domain("choice", (word, "plain"), when=("data.name", word))
+    assert Domain.parse(str(domain)) == domain
+
+
 def test_domain_of_lists_survives_its_record():
     domain = Domain.parse("choice [0.0, 0.9] [0.5, 0.99]")
     assert domain.values == ([0.0, 0.9], [0.5, 0.99])
