@@ -60,6 +60,7 @@ def refused(call, *args, **kwargs) -> str:
     return str(error.value)
 
 
+@settings(deadline=None)
 @given(DOMAINS)
 def test_domain_reads_what_it_writes(domain):
     found = Domain.parse(str(domain))
@@ -87,6 +88,7 @@ def test_condition_takes_a_quoted_or_a_bare_value():
     assert Domain.parse("int 1 5 if model.discriminator_norm = none").when == expected
 
 
+@settings(deadline=None)
 @given(ranges(), st.integers(0, 10**6))
 def test_draw_lies_within_the_range(domain, seed):
     low, high = domain.values
@@ -95,6 +97,7 @@ def test_draw_lies_within_the_range(domain, seed):
     assert isinstance(value, int) == (domain.kind == "int")
 
 
+@settings(deadline=None)
 @given(ranges(), st.integers(2, 9))
 def test_points_rise_from_lowest_to_highest(domain, num):
     points = domain.points(num)
@@ -125,6 +128,7 @@ def test_grid_has_each_combination_once():
     assert found == [{"a": 1, "b": 1}, {"a": 1, "b": 2, "c": "x"}, {"a": 1, "b": 2, "c": "y"}, {"a": 2}]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 100))
 def test_conditional_values_are_there_exactly_if_they_count(seed, number):
     values = draw(SPACE, seed, number)
@@ -143,6 +147,7 @@ def test_draw_depends_on_the_number_and_on_nothing_drawn_before():
     assert draw(smaller, 0, 7)["optim.lr"] == draw(SPACES["mnist-dcgan"], 0, 7)["optim.lr"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 5), min_size=2, max_size=2), max_size=12))
 def test_pareto_front_equals_brute_force(rows):
     found = pareto_front(dict(enumerate(rows)))
@@ -360,7 +365,7 @@ def test_search_that_cannot_work_is_refused(fields, message):
     assert refused(Search, **fields) == message
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 5000), st.integers(0, 6000))
 def test_racing_trial_is_scored_at_least_once_and_never_promoted(num_steps, report_every):
     base = tiny_config()
