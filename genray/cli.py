@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from genray import sampling, snapshot
+from genray import cli_study, sampling, snapshot
 from genray.config import Config, Data, Eval
 from genray.errors import ConfigError, GenrayError, unknown
 from genray.paths import base_directory, resolved
@@ -83,9 +83,10 @@ def _check_fields(args: Sequence[str], default: Config, extra: Mapping[str, Any]
 def train(args: Sequence[str], prog: str = "genray train") -> int:
     """Trains a preset: tracked, scored, registered; joins RAY_ADDRESS, or starts Ray on this machine.
 
-    The exit status is 0 when all steps are done, and 3 when a health rule has stopped the run.
+    PRESET --from-trial STUDY/TRIAL [--storage DIR] does a trial of a search again, alone. The exit status is 0
+    when all steps are done, and 3 when a health rule has stopped the run.
     """
-    config, dry_run = parse_run(args, prog)
+    config, dry_run = (cli_study.parse_again if cli_study.is_again(args) else parse_run)(args, prog)
     from genray import ray_job
 
     config = resolved(config)
@@ -309,6 +310,7 @@ def _scoring(directory: Path, root: str | None, extractor: str | None) -> tuple[
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "presets": presets,
     "train": train,
+    "study": cli_study.study,
     "search": search,
     "evaluate": evaluate,
     "promote": promote,

@@ -230,8 +230,13 @@ class Study:
         """
         path = self.folder.pull(f"{TRIALS}/{trial_name(number)}/config.json")
         if not path.is_file():
-            known = ", ".join(str(n) for n in self.trials()) or "none yet"
-            raise StorageError(f"study {self.settings.search.name!r} has no trial {number}; it has {known}")
+            trials, name = self.trials(), self.settings.search.name
+            if number in trials:
+                raise StorageError(
+                    f"trial {number} of study {name!r} left no config.json; it is {trials[number].status}"
+                )
+            known = ", ".join(map(str, trials)) or "none yet"
+            raise StorageError(f"study {name!r} has no trial {number}; it has {known}")
         return Config.from_dict(json.loads(path.read_text()))
 
 

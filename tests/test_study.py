@@ -183,6 +183,7 @@ def test_config_of_an_unknown_trial_is_refused_and_leaves_no_folder(study):
     assert refused(StorageError, study.config_of, 9) == "study 'made' has no trial 9; it has none yet"
     journal(study, started(0, 0, LR), started(0, 1, LR))
     assert refused(StorageError, study.config_of, 9) == "study 'made' has no trial 9; it has 0, 1"
+    assert refused(StorageError, study.config_of, 1) == "trial 1 of study 'made' left no config.json; it is running"
     assert study.folder.names(".") == ["study.json", "study.jsonl"]
 
 
