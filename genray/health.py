@@ -5,6 +5,7 @@ above 2.5 times their best FID, and no other, among the 30 learning curves that 
 2022, arXiv:2206.09479). The thresholds of the other rules are no more than plausible, so they only warn.
 """
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,16 +17,21 @@ from torch import Tensor
 
 from genray import distributed
 from genray.config import Health
+from genray.errors import ProtocolError
 from genray.evaluation import METRICS
+from genray.evaluation.features import Extractor, class_probabilities, extract
 from genray.evaluation.protocol import Score
+from genray.snapshot import Snapshot
 
 WATCHED = ("fid", "kid", "accuracy")
 """Metrics of the score rule; a ratio of likelihoods in nats, which may have either sign, would say nothing."""
 GREY_LEVEL = 1 / 255
 """Images closer than this are one image, however close they were before."""
 DIVERSITY, SKIPPED, ACCURACY = "health/diversity", "health/skipped_share", "health/discriminator_accuracy"
+FEATURE_DISTANCE, CLASS_ENTROPY = "health/feature_distance", "health/class_entropy"
 GENERATOR_LOSS, KL = "generator/loss", "vae/kl"
 
+logger = logging.getLogger(__name__)
 
 Finding = tuple[float, str]
 """Value and reason of a rule that holds."""
@@ -99,9 +105,41 @@ def diversity(images: Tensor, labels: Tensor | None) -> float:
         labels: (N,), or None for one class.
     """
     pixels = images.flatten(1).float() / 255
-    groups = [pixels] if labels is None else [pixels[labels == label] for label in set(labels.tolist())]
-    distances = torch.cat([torch.pdist(group) for group in groups]) / math.sqrt(pixels.shape[1])
-    return float(distances.mean())
+    return distance_within_classes(pixels, labels) / math.sqrt(pixels.shape[1])
+
+
+def distance_within_classes(points: Tensor, labels: Tensor | None) -> float:
+    """Mean Euclidean distance of two rows of `points` (N, D) of one class; `labels` (N,), or None for one class."""
+    groups = [points] if labels is None else [points[labels == label] for label in set(labels.tolist())]
+    return float(torch.cat([torch.pdist(group) for group in groups]).mean())
+
+
+def class_entropy(probabilities: Tensor) -> float:
+    """Entropy in nats of the classes of all images together, from 0, one class, to the logarithm of their number.
+
+    Args:
+        probabilities: (N, K), of each image.
+    """
+    return float(torch.special.entr(probabilities.double().mean(0)).sum())
+
+
+def feature_signals(extractor: Snapshot | Extractor, images: Tensor, labels: Tensor | None) -> dict[str, float]:
+    """What a network sees in images of the fixed latents: how far apart they are, and of how many classes.
+
+    Nothing where it does not take them, which the scores of the run will say, too; no entropy where it has no classes.
+
+    Args:
+        extractor: whose features the scores of the run compare.
+        images: uint8 (N, C, H, W).
+        labels: (N,), the classes that they were made for, or None.
+    """
+    found = {}
+    try:
+        found[FEATURE_DISTANCE] = distance_within_classes(extract(extractor, images), labels)
+        found[CLASS_ENTROPY] = class_entropy(class_probabilities(extractor, images))
+    except ProtocolError as error:
+        logger.debug("not every signal of features is taken: %s", error)
+    return found
 
 
 def score_verdict(
@@ -271,9 +309,13 @@ class Monitor:
         self.past.log_step, self.past.skipped = step, skipped
         return found
 
-    def samples(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
-        """Diversity of the images of the fixed latents, which it remembers; see `diversity`."""
+    def samples(
+        self, images: Tensor, labels: Tensor | None, extractor: Snapshot | Extractor | None = None
+    ) -> dict[str, float]:
+        """Signals of the images of the fixed latents, which it remembers; see `diversity` and `feature_signals`."""
         found = {DIVERSITY: diversity(images, labels)}
+        if extractor is not None:
+            found |= feature_signals(extractor, images, labels)
         self.seen |= found
         return found
 

@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,18 +10,21 @@ from torch import Tensor, nn
 
 from genray import distributed, optim
 from genray.allocator import keep_freed_memory
-from genray.checkpoint import Checkpoint, Store, best_step, best_whole, latest, load, store_for
+from genray.checkpoint import EXTRACTOR, Checkpoint, Store, best_step, best_whole, latest, load, store_for
 from genray.config import Config, differences, per_rank_batch_size
 from genray.data.images import ImageSet
 from genray.data.sampler import Loader, Sampler
 from genray.distributed import World
 from genray.ema import EMA
 from genray.errors import DivergenceError, ResumeError
+from genray.evaluation.features import Extractor
+from genray.evaluation.scoring import load_extractor
 from genray.health import SKIPPED, Monitor
 from genray.meter import Meter
 from genray.objectives import Batch, Networks, Objective, Phase
 from genray.progress import Progress
 from genray.sampling import generate, grid, latents
+from genray.snapshot import Snapshot
 from genray.storage import RunFolder
 from genray.streams import Draws, derive_seed, seed_default
 from genray.tracking import JsonlTracker, NullTracker, Tracker
@@ -244,11 +248,17 @@ class Trainer:
         return values
 
     def sample(self) -> None:
-        """Draws images of the EMA, from the same latents at every step, a column a class: a grid, and its diversity."""
+        """Draws images of the EMA, from the same latents at every step, a column a class: a grid, and its signals."""
         images, labels = self.draw_samples()
         columns = MAX_COLUMNS if labels is None else int(labels.max()) + 1
         self.tracker.image(self.step, "samples/fixed_z", grid(images, columns))
-        self.tracker.metrics(self.step, self.monitor.samples(images, labels))
+        self.tracker.metrics(self.step, self.monitor.samples(images, labels, self.extractor))
+
+    @cached_property
+    def extractor(self) -> Snapshot | Extractor | None:
+        """What gives features, where the job has put it into the folder of the run."""
+        place = self.folder.pull(EXTRACTOR)
+        return load_extractor(place, str(self.world.device)) if place.is_dir() else None
 
     def draw_samples(self) -> tuple[Tensor, Tensor | None]:
         """Images of the fixed latents, uint8 (N, C, H, W), and their labels (N,), row by row of the grid."""

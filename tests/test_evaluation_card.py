@@ -86,6 +86,14 @@ def test_table_has_a_row_a_metric_and_each_protocol_once():
     ]
 
 
+def test_precision_means_another_thing_of_a_classifier():
+    of_classifier, of_samples = (
+        card.table([Score("precision", 0.5, 0.0, protocol("precision", labels=labels))]) for labels in ("none", "given")
+    )
+    assert "| share of fakes among the reals (Kynkäänniemi et al. 2019, 1904.06991) |" in of_samples
+    assert "| right share of what it calls a class, mean over classes |" in of_classifier
+
+
 def test_card_is_three_files_that_go_together(tmp_path):
     scores = [Score("fid", 1.0, 0.1, protocol("fid"))]
     written = card.write(tmp_path / "card", "m/1", scores, np.zeros((4, 6, 3), np.uint8))

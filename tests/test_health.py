@@ -9,21 +9,28 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_config
+from evaluation_snapshots import save_classifier
 from mlflow import MlflowClient
 from ranks import run_ranks
 from safetensors.torch import load_file
+from torch.distributions import Categorical
 
-from genray import checkpoint, cli, mlflow_registry
-from genray.config import Config, Health, Optim, Train, differences
+from genray import checkpoint, cli, mlflow_registry, snapshot
+from genray.config import Config, Data, Health, Optim, Train, differences
 from genray.data.images import load_images
 from genray.distributed import World, current
 from genray.errors import ConfigError, DivergenceError
+from genray.evaluation.features import class_probabilities, extract
 from genray.evaluation.protocol import Protocol, Score
 from genray.evaluation.scoring import write_scores
 from genray.health import (
+    CLASS_ENTROPY,
+    FEATURE_DISTANCE,
     Monitor,
     balance_verdict,
+    class_entropy,
     collapse_verdict,
+    distance_within_classes,
     diversity,
     late_finding,
     posterior_verdict,
@@ -34,7 +41,7 @@ from genray.models.dcgan import DCGAN
 from genray.models.vae import MLPVAE
 from genray.objectives.elbo import ELBO
 from genray.storage import RunFolder
-from genray.tracking import JsonlTracker, read_journal
+from genray.tracking import JsonlTracker, NullTracker, read_journal
 from genray.trainer import Outcome, Trainer, train
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -364,6 +371,53 @@ def test_rules_change_no_number(tmp_path, norm):
     unwatched, _ = run(replace(base, health=OFF), tmp_path / "unwatched")
     assert differing(state_of(watched, 12), state_of(unwatched, 12)) == []
     assert numbers_of(watched) == numbers_of(unwatched)
+
+
+def run_with_extractor(storage: Path, **options: object) -> RunFolder:
+    save_classifier(RunFolder.open(str(storage), "tiny").local / checkpoint.EXTRACTOR, **options)
+    return run(gan_config(Health()), storage)[0]
+
+
+def test_samples_of_a_run_with_an_extractor_are_watched_through_its_eyes_too(tmp_path, digits):
+    folder = run_with_extractor(tmp_path)
+    numbers = numbers_of(folder)
+    at = {name: [step for step, key in numbers if key == name] for name in (FEATURE_DISTANCE, CLASS_ENTROPY)}
+    assert at == {FEATURE_DISTANCE: [4, 8, 12], CLASS_ENTROPY: [4, 8, 12]}
+    trainer = Trainer(
+        gan_config(Health()), digits, folder, store=checkpoint.FolderStore(folder), tracker=NullTracker(), world=CPU
+    )
+    trainer.resume()
+    images, labels = trainer.draw_samples()
+    extractor = snapshot.load(folder.local / checkpoint.EXTRACTOR)
+    assert labels is None
+    expected = torch.pdist(extract(extractor, images).double()).mean()
+    assert numbers[12, FEATURE_DISTANCE] == pytest.approx(float(expected), rel=1e-4)
+    frequencies = Categorical(probs=class_probabilities(extractor, images).double().mean(0))
+    assert numbers[12, CLASS_ENTROPY] == pytest.approx(float(frequencies.entropy()), rel=1e-6)
+
+
+def test_extractor_in_the_folder_changes_no_number_of_a_run(tmp_path):
+    watched, (plain, _) = run_with_extractor(tmp_path / "watched"), run(gan_config(Health()), tmp_path / "plain")
+    assert differing(state_of(watched, 12), state_of(plain, 12)) == []
+    more = numbers_of(watched).items() - numbers_of(plain).items()
+    assert {key for (_, key), _ in more} == {FEATURE_DISTANCE, CLASS_ENTROPY}
+
+
+def test_extractor_that_does_not_take_the_images_does_not_stop_a_run(tmp_path):
+    folder = run_with_extractor(tmp_path, data=Data(name="digits", image_size=(16, 16)))
+    assert not {key for _, key in numbers_of(folder)} & {FEATURE_DISTANCE, CLASS_ENTROPY}
+    assert folder.names("snapshots")[-1] == checkpoint.step_name(12)
+
+
+def test_entropy_of_one_class_is_zero_and_of_all_alike_its_logarithm():
+    assert class_entropy(torch.eye(10)[:1].expand(80, -1)) == 0
+    assert class_entropy(torch.eye(10).repeat(8, 1)) == pytest.approx(math.log(10))
+
+
+def test_feature_distance_of_copies_within_each_class_is_zero():
+    points, labels = torch.eye(4).repeat(5, 1), torch.arange(20) % 4
+    assert distance_within_classes(points, labels) == 0
+    assert distance_within_classes(points, None) == pytest.approx(2**0.5 * 150 / 190)
 
 
 def _outcome_and_weights(config: Config, storage: str) -> tuple[Outcome, list[torch.Tensor]]:

@@ -97,7 +97,18 @@ def test_elbo_metric_is_the_bound_whatever_beta() -> None:
 
 def test_elbo_without_warmup_does_not_log_beta() -> None:
     _, metrics = one_loss(ELBO(), make_networks(MLPVAE()), make_batch(torch.rand(4, 1, 8, 8) * 2 - 1))
-    assert sorted(metrics) == ["vae/elbo", "vae/kl", "vae/loss", "vae/recon_loss"]
+    assert sorted(metrics) == ["vae/active_units", "vae/elbo", "vae/kl", "vae/loss", "vae/recon_loss"]
+
+
+@pytest.mark.parametrize("used", [0, 1, 3])
+def test_elbo_counts_latent_dimensions_whose_mean_follows_the_image(used: int) -> None:
+    networks = make_networks(MLPVAE(latent_dim=5, hidden=16))
+    head = networks.bare["vae"].encoder[-1]
+    with torch.no_grad():
+        head.weight[used:5] = 0  # the means come first
+        head.weight[:used] *= 20
+    _, metrics = one_loss(ELBO(), networks, make_batch(torch.rand(32, 1, 8, 8) * 2 - 1))
+    assert metrics["vae/active_units"].item() == used
 
 
 def test_elbo_observations_are_binary_with_the_greys_as_probabilities() -> None:

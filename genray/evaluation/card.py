@@ -65,7 +65,7 @@ def table(scores: Sequence[Score]) -> str:
         metric = METRICS[score.metric]
         unit = f" {metric.unit}" if metric.unit else ""
         better = "higher" if metric.direction == "max" else "lower"
-        rows.append(f"| {score.metric} | {score.value:.4g}{unit} | {score.spread:.2g} | {better} | {metric.summary} |")
+        rows.append(f"| {score.metric} | {score.value:.4g}{unit} | {score.spread:.2g} | {better} | {_summary(score)} |")
     notes = [f"- {', '.join(names)}: {text}" for text, names in _protocols(scores).items()]
     return "\n".join([*rows, "", *notes])
 
@@ -83,6 +83,12 @@ def write(directory: Path, subject: str, scores: Sequence[Score], picture: NDArr
         lines += [f"![{caption}]({PICTURE})", "", f"*{caption}*", ""]
     (directory / TABLE).write_text("\n".join(lines))
     return written
+
+
+def _summary(score: Score) -> str:
+    """What the metric says of this kind of product; precision and recall mean something else of a classifier."""
+    of_samples, _, of_classifier = METRICS[score.metric].summary.partition("; of a classifier: ")
+    return of_classifier if of_classifier and score.protocol.labels == "none" else of_samples
 
 
 def _protocols(scores: Sequence[Score]) -> dict[str, list[str]]:

@@ -9,11 +9,9 @@ from torch import Tensor
 from genray.errors import ProtocolError
 from genray.evaluation.features import check_shape
 from genray.evaluation.likelihood import objective_of
+from genray.objectives.elbo import ACTIVE_VARIANCE
 from genray.sampling import generate, to_float
 from genray.snapshot import Snapshot
-
-ACTIVE_VARIANCE = 0.01
-"""Variance of a posterior mean over images from which on its dimension counts as used, as in the paper."""
 
 
 def mean_variance(mu: Tensor) -> Tensor:

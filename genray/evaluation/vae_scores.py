@@ -12,7 +12,7 @@ from genray.data.images import ImageSet
 from genray.evaluation.classifier_scores import of_reals
 from genray.evaluation.features import extract, resize_of
 from genray.evaluation.frechet import Moments, frechet_distance
-from genray.evaluation.latent import ACTIVE_VARIANCE, active_units, mean_variance, reconstructions
+from genray.evaluation.latent import active_units, mean_variance, reconstructions
 from genray.evaluation.likelihood import (
     Bounds,
     Posteriors,
@@ -24,6 +24,7 @@ from genray.evaluation.likelihood import (
 )
 from genray.evaluation.protocol import Protocol, Score
 from genray.evaluation.samples import Comparison
+from genray.objectives.elbo import ACTIVE_VARIANCE
 from genray.snapshot import Snapshot
 
 

@@ -15,6 +15,9 @@ from torch.nn import functional as F
 from genray.objectives.base import Batch, Networks, Phase
 from genray.objectives.matching import require_modules
 
+ACTIVE_VARIANCE = 0.01
+"""Variance of a posterior mean over images from which on its dimension counts as used (Burda et al., section 5.2)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ELBO:
@@ -77,6 +80,7 @@ class ELBO:
         beta = self.beta_at(batch.samples_seen)
         loss = recon_loss + beta * kl
         metrics = {"vae/loss": loss, "vae/recon_loss": recon_loss, "vae/kl": kl, "vae/elbo": -(recon_loss + kl)}
+        metrics["vae/active_units"] = (mu.detach().float().var(0, correction=0) > ACTIVE_VARIANCE).float().sum()
         if self.kl_warmup_samples:
             metrics["vae/beta"] = torch.full_like(loss, beta)
         return loss, {name: value.detach() for name, value in metrics.items()}
