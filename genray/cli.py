@@ -223,6 +223,8 @@ class Sample:
 class Doctor:
     """Looks at everything a run needs: each line OK, or what to do."""
 
+    fix: bool = False
+    """Free placement groups that ended jobs have left behind on the cluster of RAY_ADDRESS."""
     root: str | None = None
     """Folder of the data sets. None: $GENRAY_DATA."""
     uri: str | None = None
@@ -291,7 +293,7 @@ def doctor(args: Sequence[str]) -> int:
     asked = tyro.cli(Doctor, args=args, prog="genray doctor")
     from genray import ray_doctor
 
-    return ray_doctor.examine(root=asked.root, uri=asked.uri)
+    return ray_doctor.examine(root=asked.root, uri=asked.uri, fix=asked.fix)
 
 
 def _tracking(uri: str | None) -> str:

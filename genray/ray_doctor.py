@@ -8,22 +8,33 @@ from importlib.metadata import PackageNotFoundError, version
 
 import ray
 import torch
+from ray._raylet import PlacementGroupID
+from ray.util import state
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from genray import __version__, mlflow_store, mlflow_tracking, ray_train
 from genray.config import Data
 from genray.data import DATASETS
 from genray.data.images import load_images
-from genray.errors import GenrayError
+from genray.errors import ClusterError, GenrayError
 from genray.paths import base_directory
 
+LISTED = 10_000
 PACKAGES = ("torch", "torchvision", "ray", "mlflow", "safetensors")
 
 
-def examine(root: str | None, uri: str | None) -> int:
-    """Prints a line for each thing; 0 if a run can start, 1 if it cannot."""
+def examine(root: str | None, uri: str | None, *, fix: bool = False) -> int:
+    """Prints a line for each thing; 0 if a run can start, 1 if it cannot.
+
+    Args:
+        root: folder of the data sets.
+        uri: MLflow server or database.
+        fix: free what ended jobs still hold.
+    """
     checks: list[tuple[str, Callable[[], str]]] = [
         ("versions", _versions),
         ("ray", _ray),
+        ("leaks", lambda: _leaks(fix)),
         ("gpus", _gpus),
         ("mlflow", lambda: _mlflow(uri)),
         ("data", lambda: _data(root or os.environ.get("GENRAY_DATA"))),
@@ -55,6 +66,31 @@ def _ray() -> str:
         ray_train.disconnect()
     token = "with a token" if os.environ.get("RAY_AUTH_MODE") == "token" else "WITHOUT authentication"
     return f"{address}: {nodes} nodes, {resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU, {token}"
+
+
+def _leaks(fix: bool) -> str:
+    """Placement groups whose job has ended: Ray keeps their cores and GPUs from everybody."""
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return "RAY_ADDRESS is not set: nothing to look at"
+    try:
+        ray_train.join(address)
+        where = ray.get_runtime_context().gcs_address
+        running = {job.job_id for job in state.list_jobs(where, limit=LISTED) if job.status == "RUNNING"}
+        groups = state.list_placement_groups(where, detail=True, limit=LISTED)
+        leaked = [g for g in groups if g.state != "REMOVED" and g.creator_job_id not in running]
+        if leaked and not fix:
+            raise ClusterError(
+                f"{len(leaked)} placement groups of ended jobs hold resources "
+                f"({', '.join(g.placement_group_id[:12] for g in leaked)}); genray doctor --fix frees them"
+            )
+        for group in leaked:
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group.placement_group_id))))
+    finally:
+        ray_train.disconnect()
+    return (
+        f"{len(leaked)} placement groups of ended jobs were freed" if leaked else "no placement group of an ended job"
+    )
 
 
 def _gpus() -> str:

@@ -144,10 +144,14 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """The newest checkpoint, whole: what a member of a population takes over."""
-        step = self._trainer.step
-        shutil.copytree(
-            self.folder.pull(f"{CHECKPOINTS}/{step_name(step)}"), Path(checkpoint_dir) / CHECKPOINTS, dirs_exist_ok=True
-        )
+        step = 0
+        if self.rank.trainer is not None and self._trainer.step:  # one that had ended before is not opened again
+            step = self._trainer.step
+            shutil.copytree(
+                self.folder.pull(f"{CHECKPOINTS}/{step_name(step)}"),
+                Path(checkpoint_dir) / CHECKPOINTS,
+                dirs_exist_ok=True,
+            )
         (Path(checkpoint_dir) / DONOR).write_text(json.dumps({"number": self.number, "step": step}))
 
     def load_checkpoint(self, checkpoint: Any) -> None:
@@ -155,7 +159,11 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         directory = Path(checkpoint)
         donor = json.loads((directory / DONOR).read_text())
         note = self.folder.pull(ADOPTED)
-        if donor["number"] == self.number or (note.is_file() and json.loads(note.read_text()) == donor):
+        if (
+            donor["number"] == self.number
+            or not donor["step"]
+            or (note.is_file() and json.loads(note.read_text()) == donor)
+        ):
             return
         self.rank.close()
         adopt(directory / CHECKPOINTS, self.folder, self.made)

@@ -125,6 +125,7 @@ def run_trials(study: Study, tasks: Sequence[Mapping[str, Any]], phase: Phase, c
             name=name,
             storage_path=where,
             callbacks=[Notes(known, phase, {task["number"]: dict(task) for task in tasks})],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a trial's own checkpoints are enough
             failure_config=tune.FailureConfig(max_failures=settings.search.max_failures),
             verbose=0,
         ),
@@ -295,6 +296,8 @@ class Notes(tune.Callback):  # type: ignore[misc]
         number, result = number_of(trial), trial.last_result or {}
         objective = [result[key] for key in sorted(result) if key == "objective" or key.startswith("objective_")]
         folder = self._record.trial_folder(number)
+        if folder.pull(ENDED).is_file():  # and was told of by the driver before this one
+            return
         said = {"status": status, "step": result.get("step", 0), "objective": objective or [WORST]}
         (folder.local / ENDED).write_text(json.dumps(said))
         folder.push(ENDED)

@@ -1,9 +1,12 @@
 """`genray doctor`, and the README's commands."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from ray.cluster_utils import Cluster as Raylets
 
 from genray import cli
 from genray.presets import PRESETS, expectation, preset
@@ -67,3 +70,32 @@ def test_readme_says_of_every_preset_what_the_preset_says():
         expect = expectation(name)
         row = f"| `{name}` | {preset(name).data.name} | {expect.hardware} | {expect.time} | {expect.score} |"
         assert row in README
+
+
+LEAK = """
+import ray
+from ray.util.placement_group import placement_group
+ray.init()
+ray.get(placement_group([{"CPU": 1}], lifetime="detached").ready())
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.mlflow
+@pytest.mark.filterwarnings("ignore")
+def test_doctor_frees_what_an_ended_job_holds(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    raylets = Raylets(initialize_head=True, head_node_args={"num_cpus": 1})
+    monkeypatch.setenv("RAY_ADDRESS", raylets.address)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    try:
+        subprocess.run([sys.executable, "-c", LEAK], check=True)
+        assert cli.main(["doctor", "--uri", uri]) == 1
+        verdict, text = diagnosis(capsys)["leaks"]
+        assert verdict == "FAIL" and text.startswith("1 placement groups of ended jobs hold resources")
+        assert cli.main(["doctor", "--fix", "--uri", uri]) == 0
+        assert diagnosis(capsys)["leaks"] == ["OK", "1 placement groups of ended jobs were freed"]
+        assert cli.main(["doctor", "--uri", uri]) == 0
+    finally:
+        raylets.shutdown()
