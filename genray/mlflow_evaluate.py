@@ -7,11 +7,12 @@ from pathlib import Path
 
 from genray import mlflow_champion, mlflow_registry, snapshot
 from genray.config import Data, Eval
-from genray.errors import ConfigError, ProtocolError
+from genray.errors import ConfigError, DataError, ProtocolError
 from genray.evaluation import ALL, card
 from genray.evaluation.folder import holds_images
 from genray.evaluation.protocol import Score, differences
 from genray.evaluation.scoring import read_scores
+from genray.manifest import MANIFEST
 from genray.mlflow_scores import log_scores
 from genray.paths import is_path
 
@@ -49,8 +50,14 @@ def evaluate(asked: Request, uri: str, *, log: bool) -> list[Score]:
         ProtocolError: what was asked for does not go together, or `asked.protocol` cannot be followed.
         DataError, RegistryError, CheckpointError, TrackingError: as their parts do.
     """
-    if holds_images(Path(asked.model).expanduser()):
+    place = Path(asked.model).expanduser()
+    if holds_images(place):
         return _folder(asked, uri, log)
+    if place.is_dir() and not (place / MANIFEST).exists():
+        raise DataError(
+            f"{asked.model} holds neither PNG or JPEG images nor a snapshot; give a folder of images, or of one "
+            "folder a class, or a snapshot"
+        )
     subject = asked.model if is_path(asked.model) else str(mlflow_registry.resolve(uri, asked.model))
     with mlflow_champion.local_snapshot(subject, uri) as directory:
         made = snapshot.load(directory)
@@ -112,9 +119,11 @@ def _checked(asked: Request, scores: Sequence[Score]) -> list[Score]:
     for score in wanted:
         found = differences(taken[score.metric].protocol, score.protocol)
         if found:
+            few = taken[score.metric].protocol.num_samples < score.protocol.num_samples
+            cure = "as many images as it asks for" if few else "the data and the extractor that it names"
             raise ProtocolError(
                 f"{score.metric} cannot be taken under the protocol of {asked.protocol} ({'; '.join(found)}); "
-                "give the data and the extractor that it names"
+                f"give {cure}"
             )
     return list(scores)
 

@@ -94,6 +94,12 @@ def test_precision_means_another_thing_of_a_classifier():
     assert "| right share of what it calls a class, mean over classes |" in of_classifier
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_table_has_five_cells_a_metric(metric):
+    row = card.table([Score(metric, 0.5, 0.0, protocol(metric))]).splitlines()[2]
+    assert len(row.replace(r"\|", "").split("|")) == 7
+
+
 def test_card_is_three_files_that_go_together(tmp_path):
     scores = [Score("fid", 1.0, 0.1, protocol("fid"))]
     written = card.write(tmp_path / "card", "m/1", scores, np.zeros((4, 6, 3), np.uint8))

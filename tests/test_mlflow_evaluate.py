@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from PIL import Image
 from torchvision import models
 
-from genray import cli, mlflow_champion
+from genray import cli, mlflow_champion, snapshot
 from genray.config import Data, Eval
 from genray.data.images import load_images
 from genray.errors import ConfigError, ProtocolError
@@ -137,6 +137,67 @@ def test_scores_follow_the_protocol_of_a_file_and_say_where_they_cannot(tmp_path
     other = str(snapshots.save_classifier(tmp_path / "other", seed=5))
     message = refused(capsys, str(second), "--extractor", other, "--protocol", "wanted.json")
     assert message.startswith("error: fid cannot be taken under the protocol of wanted.json (extractor_digest: ")
+
+
+def test_folder_with_fewer_images_than_the_protocol_asks_for_is_refused(tmp_path, capsys, written, extractor):
+    args = [str(written), "--data", "digits", "--extractor", extractor]
+    evaluated(tmp_path, *args)
+    (tmp_path / "scores.json").rename(tmp_path / "wanted.json")
+    least, *_ = written.glob("3/*.png")
+    least.unlink()
+    assert refused(capsys, *args, "--protocol", "wanted.json") == (
+        "error: fid cannot be taken under the protocol of wanted.json (num_samples: 358 != 359); "
+        "give as many images as it asks for"
+    )
+
+
+@pytest.mark.parametrize("files", [(), ("notes.txt",), (".hidden.png",)])
+def test_folder_without_images_is_refused(tmp_path, capsys, files):
+    (tmp_path / "empty").mkdir()
+    for name in files:
+        (tmp_path / "empty" / name).write_text("")
+    assert refused(capsys, "empty", "--data", "digits") == (
+        "error: empty holds neither PNG or JPEG images nor a snapshot; give a folder of images, or of one folder a "
+        "class, or a snapshot"
+    )
+
+
+def test_folder_of_mixed_sizes_is_refused_by_both_names(capsys, written, extractor):
+    first, second = sorted((written / "0").glob("*.png"))[:2]
+    Image.new("L", (9, 8)).save(second)
+    assert refused(capsys, str(written), "--data", "digits", "--extractor", extractor) == (
+        f"error: {second} has 9 x 8 pixels, and {first} has 8 x 8; images that are scored together must be of one "
+        "size: nothing is resized"
+    )
+
+
+def test_extractor_of_another_input_size_is_refused(tmp_path, capsys, written):
+    other = snapshots.save_classifier(tmp_path / "other", data=Data(name="digits", image_size=(16, 16)))
+    assert refused(capsys, str(written), "--data", "digits", "--extractor", str(other)) == (
+        "error: images are (1, 8, 8), but extractor 'digits-classifier' was trained on (1, 16, 16) (C, H, W); "
+        "score with data of its shape, or take another extractor: images are never resized to fit"
+    )
+
+
+def test_extractor_whose_features_are_not_finite_is_refused(tmp_path, capsys, written):
+    spoilt = snapshots.save_classifier(tmp_path / "spoilt", change=lambda m: next(m.parameters()).fill_(torch.inf))
+    message = refused(capsys, str(written), "--data", "digits", "--extractor", str(spoilt))
+    assert message == (
+        "error: 256 of 256 images have non-finite features under extractor 'digits-classifier', expected finite "
+        "numbers; its weights have diverged, take another extractor"
+    )
+
+
+def test_extractor_of_other_weights_than_the_protocols_is_refused(tmp_path, capsys, written, extractor):
+    args = [str(written), "--data", "digits", "--extractor"]
+    fid = evaluated(tmp_path, *args, extractor)["fid"]
+    (tmp_path / "scores.json").rename(tmp_path / "wanted.json")
+    other = snapshots.save_classifier(tmp_path / "other", seed=5)
+    digests = f"'{snapshot.load(other).digest}' != '{fid.protocol.extractor_digest}'"
+    assert refused(capsys, *args, str(other), "--protocol", "wanted.json") == (
+        f"error: fid cannot be taken under the protocol of wanted.json (extractor_digest: {digests}); "
+        "give the data and the extractor that it names"
+    )
 
 
 def test_unknown_metric_is_refused_with_the_nearest(capsys, tmp_path, extractor):

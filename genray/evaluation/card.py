@@ -88,7 +88,8 @@ def write(directory: Path, subject: str, scores: Sequence[Score], picture: NDArr
 def _summary(score: Score) -> str:
     """What the metric says of this kind of product; precision and recall mean something else of a classifier."""
     of_samples, _, of_classifier = METRICS[score.metric].summary.partition("; of a classifier: ")
-    return of_classifier if of_classifier and score.protocol.labels == "none" else of_samples
+    meant = of_classifier if of_classifier and score.protocol.labels == "none" else of_samples
+    return meant.replace("|", r"\|")  # would end the cell
 
 
 def _protocols(scores: Sequence[Score]) -> dict[str, list[str]]:
