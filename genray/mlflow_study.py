@@ -62,8 +62,9 @@ class StudyDrain:
         return len(open_trials)
 
     def child(self, number: int) -> str:
-        """The run of a trial."""
-        return self.children[number]
+        """The run of a trial; to be asked after `finish`."""
+        with reporting(self.uri):
+            return self.children.get(number) or self._child(self.study.trials()[number])
 
     def _parent(self) -> str:
         settings = self.study.settings

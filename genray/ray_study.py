@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from genray import mlflow_champion, mlflow_registry, mlflow_tracking, ray_train, ray_tune
+from genray import mlflow_champion, mlflow_registry, mlflow_tracking, ray_train, ray_tune, study_plots
 from genray.checkpoint import BEST, EXTRACTOR, SNAPSHOTS
 from genray.data.images import load_images
-from genray.errors import ProtocolError
+from genray.errors import ProtocolError, TrackingError
 from genray.estimate import seconds_per_step
 from genray.mlflow_study import StudyDrain
 from genray.paths import base_directory
@@ -16,6 +16,7 @@ from genray.ray_job import DELIVERY_TIMEOUT_S, bring_extractor, end_tracking, si
 from genray.search import check_space, pareto_front
 from genray.study import ENDED, Confirmed, Settings, Study, confirmed, hours, luck, ranking
 
+REPORT = "report"
 logger = logging.getLogger(__name__)
 
 
@@ -97,6 +98,7 @@ def _recorded(study: Study, uri: str, concurrent: int) -> Ending:
             _race(study, concurrent)
             finalists = _confirm(study, concurrent)
             ending = _champion(study, uri, drain, finalists)
+            _draw(study, drain)
         tags = {"genray.study.champion": str(ending.best), "genray.study.verdict": ending.verdict[:4000]}
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -169,6 +171,17 @@ def _champion(study: Study, uri: str, drain: StudyDrain, finalists: Sequence[Con
         except ProtocolError as error:
             verdict = f"not promoted: {error}"
     return Ending(number, version, verdict, list(finalists))
+
+
+def _draw(study: Study, drain: StudyDrain) -> None:
+    """Pictures and page of the study, into its folder and its MLflow run."""
+    directory = study.folder.local / REPORT
+    study_plots.write(study, directory)
+    study.folder.push(REPORT)
+    try:
+        drain.attach(directory)
+    except TrackingError as error:
+        logger.warning("the pictures of the study are in %s, and not in MLflow: %s", directory, error)
 
 
 def _best_snapshot(names: Sequence[str], best: str) -> str:

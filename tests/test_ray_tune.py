@@ -317,6 +317,8 @@ def check_tracked(storage: Path, num_trials: int) -> None:
     assert {r.data.tags["genray.trial.status"] for r in children} <= {"finished", "pruned"}
     assert all("eval/elbo" in r.data.metrics for r in children)
     assert parents[0].data.metrics["study/trials"] == num_trials
+    drawn = {Path(file.path).name for file in client.list_artifacts(parents[0].info.run_id, "study")}
+    assert {"index.html", "history.png", "importance.png"} <= drawn
 
 
 def test_a_population_with_conditions_is_refused(one_node: None, tmp_path: Path) -> None:
