@@ -110,6 +110,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any]) -> None:
         """Begins the first trial of this process."""
+        gc.collect()
+        gc.freeze()  # what imports have made stays: looking through it before every trial took longer than the trial
         self.rank, self.members = Rank(), list[Any]()
         self._begin(config)
 
