@@ -14,9 +14,11 @@ from genray import snapshot
 from genray.config import Config
 from genray.data.images import ImageSet
 from genray.errors import CheckpointError, ProtocolError
+from genray.evaluation.features import Extractor
 from genray.evaluation.protocol import Score
-from genray.evaluation.scoring import read_scores
+from genray.evaluation.scoring import load_extractor, read_scores
 from genray.manifest import seal, verify
+from genray.snapshot import Snapshot
 from genray.storage import RunFolder
 
 TENSORS, STATE = "state.safetensors", "state.json"
@@ -61,6 +63,8 @@ class Store(Protocol):
 
     def scores(self) -> dict[int, list[Score]]: ...
 
+    def extractor(self, device: str) -> Snapshot | Extractor | None: ...
+
 
 class NullStore:
     """What ranks above 0 write to."""
@@ -76,6 +80,9 @@ class NullStore:
 
     def scores(self) -> dict[int, list[Score]]:
         return {}
+
+    def extractor(self, device: str) -> Snapshot | Extractor | None:
+        return None
 
 
 class FolderStore:
@@ -128,6 +135,17 @@ class FolderStore:
                 except (OSError, ProtocolError) as error:
                     logger.warning("a score is left out of the run's health: %s", error)
         return self._scores
+
+    def extractor(self, device: str) -> Snapshot | Extractor | None:
+        """What gives features, where the job has put it into the folder; one that cannot be read is only logged."""
+        place = self.folder.local / EXTRACTOR
+        try:
+            # not pulled over one that is here: a score may be taken with it just now
+            place = place if place.is_dir() else self.folder.pull(EXTRACTOR)
+            return load_extractor(place, device) if place.is_dir() else None
+        except (OSError, CheckpointError) as error:
+            logger.warning("features of the samples are not watched: %s", error)
+            return None
 
 
 def store_for(folder: RunFolder, rank: int) -> Store:

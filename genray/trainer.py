@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genray import distributed, optim
 from genray.allocator import keep_freed_memory
-from genray.checkpoint import EXTRACTOR, Checkpoint, Store, best_step, best_whole, latest, load, store_for
+from genray.checkpoint import Checkpoint, Store, best_step, best_whole, latest, load, store_for
 from genray.config import Config, differences, per_rank_batch_size
 from genray.data.images import ImageSet
 from genray.data.sampler import Loader, Sampler
@@ -18,7 +18,6 @@ from genray.distributed import World
 from genray.ema import EMA
 from genray.errors import DivergenceError, ResumeError
 from genray.evaluation.features import Extractor
-from genray.evaluation.scoring import load_extractor
 from genray.health import SKIPPED, Monitor
 from genray.meter import Meter
 from genray.objectives import Batch, Networks, Objective, Phase
@@ -256,9 +255,8 @@ class Trainer:
 
     @cached_property
     def extractor(self) -> Snapshot | Extractor | None:
-        """What gives features, where the job has put it into the folder of the run."""
-        place = self.folder.pull(EXTRACTOR)
-        return load_extractor(place, str(self.world.device)) if place.is_dir() else None
+        """What the signals of features are taken with; other ranks than 0 have none, and take none."""
+        return self.store.extractor(str(self.world.device))
 
     def draw_samples(self) -> tuple[Tensor, Tensor | None]:
         """Images of the fixed latents, uint8 (N, C, H, W), and their labels (N,), row by row of the grid."""

@@ -409,6 +409,14 @@ def test_extractor_that_does_not_take_the_images_does_not_stop_a_run(tmp_path):
     assert folder.names("snapshots")[-1] == checkpoint.step_name(12)
 
 
+def test_extractor_that_is_damaged_does_not_stop_a_run(tmp_path, caplog):
+    save_classifier(RunFolder.open(str(tmp_path), "tiny").local / checkpoint.EXTRACTOR)
+    (tmp_path / "tiny" / checkpoint.EXTRACTOR / "model.safetensors").write_bytes(b"")
+    folder, _ = run(gan_config(Health()), tmp_path)
+    assert not {key for _, key in numbers_of(folder)} & {FEATURE_DISTANCE, CLASS_ENTROPY}
+    assert caplog.text.count("features of the samples are not watched: ") == 1
+
+
 def test_entropy_of_one_class_is_zero_and_of_all_alike_its_logarithm():
     assert class_entropy(torch.eye(10)[:1].expand(80, -1)) == 0
     assert class_entropy(torch.eye(10).repeat(8, 1)) == pytest.approx(math.log(10))
