@@ -79,7 +79,7 @@ def nested(config: dict[str, Any]) -> None:
 
 
 def tuned(
-    function: Callable[[dict[str, Any]], None], cpus: float, concurrent: int, *, reuse: bool, **constants: Any
+    function: Callable[[dict[str, Any]], None], own_cpus: float, concurrent: int, *, reuse: bool, **constants: Any
 ) -> Callable[[int], float]:
     """Seconds of n trials of `function` by Tune."""
 
@@ -87,7 +87,7 @@ def tuned(
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
             tune.Tuner(
-                tune.with_resources(function, {"CPU": cpus}),
+                tune.with_resources(function, {"CPU": own_cpus}),
                 param_space={"lr": tune.loguniform(1e-4, 1e-2), **constants},
                 tune_config=tune.TuneConfig(
                     num_samples=num,
