@@ -33,7 +33,8 @@ from genray.distributed import current
 from genray.models.dcgan import DCGAN
 from genray.objectives.gan import GAN
 from genray.presets import preset
-from genray.search import Domain, Search
+from genray.search import Search
+from genray.space import Domain
 from genray.storage import RunFolder
 from genray.study import Settings, Study
 from genray.trainer import train as train_run

@@ -18,7 +18,8 @@ from genray.config import Config, Data, Eval
 from genray.errors import ConfigError, GenrayError, unknown
 from genray.paths import base_directory, resolved
 from genray.presets import PRESETS, expectation, preset
-from genray.search import Search, space_of
+from genray.search import Search
+from genray.space import space_of
 from genray.spaces import SPACES
 from genray.study import Settings
 

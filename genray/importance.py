@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.model_selection import KFold
 
-from genray.search import Domain, Space, Values
+from genray.space import Domain, Space, Values
 from genray.study import TrialRecord, ranking
 
 MIN_TRIALS = 8

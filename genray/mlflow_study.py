@@ -15,7 +15,7 @@ from genray import mlflow_tracking
 from genray.errors import StorageError, TrackingError
 from genray.mlflow_drain import deliver
 from genray.mlflow_store import cause, connect, reporting
-from genray.search import pairs
+from genray.space import pairs
 from genray.study import ENDED, Study, TrialRecord, hours, ranking
 
 NOTE = "mlflow.json"

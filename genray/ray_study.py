@@ -13,7 +13,8 @@ from genray.estimate import seconds_per_step
 from genray.mlflow_study import StudyDrain
 from genray.paths import base_directory
 from genray.ray_job import DELIVERY_TIMEOUT_S, bring_extractor, end_tracking, sigterm_raises
-from genray.search import check_space, pareto_front
+from genray.search import pareto_front
+from genray.space import check_space
 from genray.study import ENDED, Confirmed, Settings, Study, confirmed, hours, luck, ranking
 
 REPORT = "report"

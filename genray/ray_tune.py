@@ -23,7 +23,8 @@ from ray.tune.search import Searcher
 from genray.config import Config
 from genray.errors import ClusterError, ConfigError
 from genray.ray_trial import ENDED, WORST, Trial
-from genray.search import Domain, Search, Space, Values, racing_config
+from genray.search import Search, racing_config
+from genray.space import Domain, Space, Values
 from genray.study import Phase, Settings, Study, metric_names, trial_name
 
 MAX_CONCURRENT = 1000

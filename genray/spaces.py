@@ -1,6 +1,6 @@
 """The search space that ships with each preset: what decides whether it works."""
 
-from genray.search import Domain, Space
+from genray.space import Domain, Space
 
 _GAN: Space = {
     "optim.lr": Domain("log", (1e-4, 5e-3)),

@@ -15,19 +15,8 @@ from typing import Any, Literal, Self
 from genray.config import Config
 from genray.errors import ConfigError, ResumeError, StorageError
 from genray.fields import build_section
-from genray.search import (
-    Search,
-    Space,
-    Values,
-    apply,
-    best_first,
-    draw,
-    grid,
-    objective_metrics,
-    pairs,
-    racing_config,
-    space_of,
-)
+from genray.search import Search, best_first, objective_metrics, racing_config
+from genray.space import Space, Values, apply, draw, grid, pairs, space_of
 from genray.storage import RunFolder
 from genray.tracking import JsonlTracker, read_journal
 

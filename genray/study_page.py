@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from genray import study_table
-from genray.search import pairs
+from genray.space import pairs
 from genray.study import Settings, TrialRecord, confirmed, luck
 
 _STYLE = """

@@ -15,7 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from genray.importance import MIN_TRIALS, importance, place
-from genray.search import Domain, pareto_front
+from genray.search import pareto_front
+from genray.space import Domain
 from genray.study import Settings, Study, TrialRecord, metric_names, ranking
 from genray.study_table import better_is, fmt, natural
 

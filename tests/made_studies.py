@@ -10,7 +10,8 @@ from typing import Any
 
 from genray.config import Config
 from genray.presets import preset
-from genray.search import Search, space_of
+from genray.search import Search
+from genray.space import space_of
 from genray.spaces import SPACES
 from genray.study import TRIALS, Settings, Study, trial_name
 

@@ -27,7 +27,8 @@ from genray.evaluation.scoring import read_scores, score_snapshot
 from genray.models.vae import MLPVAE
 from genray.objectives.elbo import ELBO
 from genray.ray_trial import Trial
-from genray.search import Domain, Search
+from genray.search import Search
+from genray.space import Domain
 from genray.storage import RunFolder
 from genray.study import ENDED, Settings, Study, ranking
 from genray.trainer import train

@@ -12,22 +12,8 @@ from hypothesis import strategies as st
 from genray.errors import ConfigError
 from genray.evaluation.protocol import Protocol, Score
 from genray.presets import PRESETS, preset
-from genray.search import (
-    Domain,
-    Search,
-    active,
-    apply,
-    best_first,
-    check_space,
-    draw,
-    grid,
-    objectives,
-    pairs,
-    pareto_front,
-    parse_constraint,
-    racing_config,
-    space_of,
-)
+from genray.search import Search, best_first, objectives, pareto_front, parse_constraint, racing_config
+from genray.space import Domain, active, apply, check_space, draw, grid, pairs, space_of
 from genray.spaces import SPACES
 
 FINITE = {"allow_nan": False, "allow_infinity": False}

@@ -13,7 +13,8 @@ from matplotlib.colors import to_hex
 
 from genray import study_plots, study_table
 from genray.importance import importance, place
-from genray.search import Domain, pareto_front
+from genray.search import pareto_front
+from genray.space import Domain
 from genray.study import Study, ranking
 
 FIGURES = {"history", "curves", "importance", "parallel"}
