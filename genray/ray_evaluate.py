@@ -29,17 +29,23 @@ def score_step(config: dict[str, Any], storage: str, name: str) -> None:
     """Scores the snapshot `name` of a run, and leaves the result in the run's folder."""
     made = Config.from_dict(config)
     folder = RunFolder.open(storage, made.run.name)
-    extractor = folder.pull(EXTRACTOR)
+    take_scores(made, folder, name, folder)
+
+
+def take_scores(config: Config, folder: RunFolder, name: str, extractor_of: RunFolder) -> list[Score]:
+    """Scores of the snapshot `name` in the run's `folder`, left there; the extractor lies in `extractor_of`."""
+    extractor = extractor_of.pull(EXTRACTOR)
     scores = score_snapshot(
         folder.pull(f"{SNAPSHOTS}/{name}"),
-        data=made.data,
-        settings=made.eval,
+        data=config.data,
+        settings=config.eval,
         extractor=extractor if extractor.is_dir() else None,
-        cache=Path(made.data.cache).expanduser() / "references",
+        cache=Path(config.data.cache).expanduser() / "references",
     )
     (folder.local / SCORES).mkdir(exist_ok=True)
     write_scores(folder.local / SCORES / f"{name}.json", scores)
     folder.push(f"{SCORES}/{name}.json")
+    return scores
 
 
 class Scorer:

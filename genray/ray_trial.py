@@ -25,7 +25,6 @@ from ray import tune
 from genray.allocator import keep_freed_memory
 from genray.checkpoint import (
     CHECKPOINTS,
-    EXTRACTOR,
     SCORES,
     SNAPSHOTS,
     FolderStore,
@@ -39,8 +38,8 @@ from genray.data.images import ImageSet, load_images
 from genray.distributed import World
 from genray.errors import ConfigError, GenrayError
 from genray.evaluation.protocol import Score
-from genray.evaluation.scoring import read_scores, score_snapshot, write_scores
-from genray.ray_evaluate import logged, note_best
+from genray.evaluation.scoring import read_scores
+from genray.ray_evaluate import logged, note_best, take_scores
 from genray.search import objectives
 from genray.storage import RunFolder
 from genray.study import Study, metric_names
@@ -110,8 +109,6 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any]) -> None:
         """Begins the first trial of this process."""
-        gc.collect()
-        gc.freeze()  # what imports have made stays: looking through it before every trial took longer than the trial
         self.rank, self.members = Rank(), list[Any]()
         self._begin(config)
 
@@ -249,19 +246,11 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         """Scores of the newest snapshot, taken once."""
         trainer = self._trainer
         name = step_name(trainer.step)
-        if f"{name}.json" not in self.folder.names(SCORES):
-            scores = score_snapshot(
-                self.folder.pull(f"{SNAPSHOTS}/{name}"),
-                data=self.made.data,
-                settings=self.made.eval,
-                extractor=self._extractor(),
-                cache=Path(self.made.data.cache) / "references",
-            )
-            (self.folder.local / SCORES).mkdir(exist_ok=True)
-            write_scores(self.folder.local / SCORES / f"{name}.json", scores)
-            self.folder.push(f"{SCORES}/{name}.json")
+        if f"{name}.json" in self.folder.names(SCORES):
+            scores = read_scores(self.folder.pull(f"{SCORES}/{name}.json"))
+        else:
+            scores = take_scores(self.made, self.folder, name, self.study.folder)
             note_best(self.folder, name, scores[0])
-        scores = read_scores(self.folder.pull(f"{SCORES}/{name}.json"))
         self._log(trainer.step, scores)
         constraint = self.study.settings.search.constraint if self.phase == "race" else ""
         found = objectives(scores, self.metrics, constraint)
@@ -273,10 +262,6 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         tracker.metrics(step, logged(scores))
         tracker.close()
         self.folder.push("journal")
-
-    def _extractor(self) -> Path | None:
-        extractor = self.study.folder.pull(EXTRACTOR)
-        return extractor if extractor.is_dir() else None
 
     def _said(self, step: int, found: list[float], metrics: dict[str, float], *, done: bool) -> dict[str, Any]:
         self.num_reports += 1
@@ -310,8 +295,8 @@ def images_of(data: Data) -> ImageSet:
 
 def isolate(cpus: float) -> None:
     """Sets back what an earlier trial of this process may have left behind."""
-    gc.collect()
-    if torch.cuda.is_available():
+    if torch.cuda.is_available():  # on a CPU Python's own collections are enough, and one of all takes 0.3 s
+        gc.collect()
         torch.cuda.empty_cache()
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
