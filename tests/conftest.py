@@ -14,6 +14,8 @@ from genray.objectives.gan import GAN
 # several processes share few cores here, and threads that wait for each other cost more than they bring
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+# Ray reads this once a process: two clusters of one test session, one with a token and one without, do not go together
+os.environ["RAY_AUTH_MODE"] = "disabled"
 
 SHARED_DATA = Path(os.environ.get("GENRAY_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

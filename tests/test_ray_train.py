@@ -29,8 +29,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ign
 @pytest.fixture(scope="module")
 def two_nodes(tmp_path_factory):
     """Two raylets of one core each, joined through RAY_ADDRESS as on a cluster."""
-    before = {name: os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    before = {"RAY_ADDRESS": os.environ.get("RAY_ADDRESS")}
     raylets = Raylets(initialize_head=True, head_node_args={"num_cpus": 1, "dashboard_host": "127.0.0.1"})
     raylets.add_node(num_cpus=1)
     raylets.wait_for_nodes()

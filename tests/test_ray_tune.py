@@ -66,11 +66,9 @@ def raced(made: Settings) -> Study:
 @pytest.fixture(scope="module")
 def one_node() -> Iterator[None]:
     before = os.environ.pop("RAY_ADDRESS", None)
-    os.environ["RAY_AUTH_MODE"] = "disabled"
     ray_train.connect(2, log_to_driver=False)
     yield
     ray.shutdown()
-    del os.environ["RAY_AUTH_MODE"]
     if before:
         os.environ["RAY_ADDRESS"] = before
 
@@ -241,7 +239,6 @@ def wait_for(storage: Path, num: int, driver: subprocess.Popen[bytes]) -> None:
 def test_a_study_survives_its_driver_and_a_node(tmp_path: Path) -> None:
     """Killed: the driver after two trials, a raylet in the second attempt. Nothing that had ended is done again."""
     ray.shutdown()
-    os.environ["RAY_AUTH_MODE"] = "disabled"
     raylets = Raylets(initialize_head=True, head_node_args={"num_cpus": 1, "dashboard_host": "127.0.0.1"})
     node = raylets.add_node(num_cpus=1)
     raylets.wait_for_nodes()
@@ -259,7 +256,6 @@ def test_a_study_survives_its_driver_and_a_node(tmp_path: Path) -> None:
         assert second.wait(timeout=500) == 0
     finally:
         raylets.shutdown()
-        os.environ.pop("RAY_AUTH_MODE", None)
     trials = Study.open(str(tmp_path / "runs"), "study").trials()
     assert sorted(trials) == list(range(10))
     assert all(t.status in ("finished", "pruned") for t in trials.values())
