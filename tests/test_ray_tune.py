@@ -35,6 +35,7 @@ from genray.trainer import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
 
+LONG = pytest.mark.skipif("GENRAY_LONG" not in os.environ, reason="a minute each on two cores; set GENRAY_LONG=1")
 LR = {"optim.lr": Domain("log", (1e-4, 1e-2)), "objective.beta": Domain("log", (0.5, 2.0))}
 
 
@@ -166,7 +167,7 @@ def test_asha_ends_every_trial_and_the_best_saw_all_steps(one_node: None, tmp_pa
     "search",
     [
         {"algorithm": "tpe"},
-        {"scheduler": "hyperband"},
+        pytest.param({"scheduler": "hyperband"}, marks=LONG),
         {"algorithm": "nsga2", "scheduler": "fifo", "metric": ("elbo", "kl")},
     ],
     ids=lambda search: "-".join(str(v) for v in search.values()),
@@ -178,7 +179,7 @@ def test_every_algorithm_ends_with_all_of_its_trials(one_node: None, tmp_path: P
     assert len({tuple(sorted(t.values.items())) for t in trials.values()}) == 4
 
 
-@pytest.mark.parametrize("scheduler", ["pbt", "pb2"])
+@pytest.mark.parametrize("scheduler", ["pbt", pytest.param("pb2", marks=LONG)])
 def test_the_worst_of_a_population_take_over_the_best(one_node: None, tmp_path: Path, scheduler: str) -> None:
     study = raced(settings(tmp_path, num_steps=80, scheduler=scheduler))
     trials = study.trials()
