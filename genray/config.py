@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from genray.data import DATASETS
 from genray.errors import ConfigError, unknown
 from genray.evaluation import check_names
-from genray.fields import build_section
+from genray.fields import build_section, check_at_least
 from genray.models import MODELS, Model
 from genray.objectives import OBJECTIVES, Objective
 
@@ -91,7 +91,7 @@ class Optim:
     """Images over which the learning rate rises linearly from zero."""
 
     def __post_init__(self) -> None:
-        _at_least("optim", self, 0, "discriminator_lr", "eps", "weight_decay", "warmup_samples")
+        check_at_least("optim", self, 0, "discriminator_lr", "eps", "weight_decay", "warmup_samples")
         if not self.lr > 0:
             raise ConfigError(f"optim.lr={self.lr!r} must be above 0, e.g. 2e-4")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -131,10 +131,10 @@ class Train:
     """Updates of one phase skipped in a row for non-finite gradients before the run aborts."""
 
     def __post_init__(self) -> None:
-        _at_least(
+        check_at_least(
             "train", self, 1, "num_steps", "global_batch_size", "checkpoint_every", "keep", "log_every", "max_skipped"
         )
-        _at_least("train", self, 0, "seed", "sample_every", "ema_half_life")
+        check_at_least("train", self, 0, "seed", "sample_every", "ema_half_life")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,9 +171,9 @@ class Eval:
     """GPUs that the scoring task asks of Ray."""
 
     def __post_init__(self) -> None:
-        _at_least("eval", self, 2, "num_samples")
-        _at_least("eval", self, 1, "num_seeds", "batch_size", "importance_samples", "classifier_steps")
-        _at_least("eval", self, 0, "seed", "truncation", "num_cpus", "num_gpus")
+        check_at_least("eval", self, 2, "num_samples")
+        check_at_least("eval", self, 1, "num_seeds", "batch_size", "importance_samples", "classifier_steps")
+        check_at_least("eval", self, 0, "seed", "truncation", "num_cpus", "num_gpus")
         check_names(self.metrics)
 
 
@@ -220,8 +220,8 @@ class Health:
     """Rollbacks of a run; where it would take one more it stops."""
 
     def __post_init__(self) -> None:
-        _at_least("health", self, 1, "score_ratio", "score_patience", "patience")
-        _at_least("health", self, 0, "posterior_kl", "skipped_share", "max_rollbacks")
+        check_at_least("health", self, 1, "score_ratio", "score_patience", "patience")
+        check_at_least("health", self, 0, "posterior_kl", "skipped_share", "max_rollbacks")
         for name in ("collapse_share", "balance_accuracy", "rollback_lr_factor"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"health.{name}={getattr(self, name)!r} must lie in (0, 1], e.g. 0.5")
@@ -246,7 +246,7 @@ class Cluster:
     """Times a dead worker group is restarted from the last checkpoint."""
 
     def __post_init__(self) -> None:
-        _at_least("cluster", self, 0, "num_workers", "max_failures")
+        check_at_least("cluster", self, 0, "num_workers", "max_failures")
         if not self.cpus_per_worker > 0:
             raise ConfigError(f"cluster.cpus_per_worker={self.cpus_per_worker!r} must be above 0, e.g. 1")
 
@@ -360,13 +360,6 @@ def per_rank_batch_size(global_batch_size: int, world_size: int) -> int:
             f"train.global_batch_size={global_batch_size} does not divide by {world_size} workers; use {use}"
         )
     return share
-
-
-def _at_least(section: str, values: Any, least: float, *names: str) -> None:
-    for name in names:
-        value = getattr(values, name)
-        if value is not None and not value >= least:
-            raise ConfigError(f"{section}.{name}={value!r} must be at least {least}")
 
 
 def _section_to_dict(name: str, section: Any) -> dict[str, Any]:

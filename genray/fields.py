@@ -26,6 +26,18 @@ def build_section(name: str, cls: type, values: dict[str, Any]) -> Any:
         raise ConfigError(text if text.startswith(f"{name}.") else f"{name}: {text}") from error
 
 
+def check_at_least(section: str, values: Any, least: float, *names: str) -> None:
+    """Refuses fields `names` of the section `values` that are below `least`; None passes.
+
+    Raises:
+        ConfigError: names the field and its value.
+    """
+    for name in names:
+        value = getattr(values, name)
+        if value is not None and not value >= least:
+            raise ConfigError(f"{section}.{name}={value!r} must be at least {least}")
+
+
 def _coerce(name: str, hint: Any, value: Any) -> Any:
     """`value`, as JSON gave it, in the type `hint`."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()

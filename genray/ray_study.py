@@ -8,12 +8,13 @@ from typing import Any, Literal
 from genray import mlflow_champion, mlflow_registry, mlflow_tracking, ray_train, ray_tune, study_plots
 from genray.checkpoint import BEST, EXTRACTOR, SNAPSHOTS
 from genray.data.images import load_images
-from genray.errors import ProtocolError, TrackingError
+from genray.errors import ProtocolError, RegistryError, TrackingError
 from genray.estimate import seconds_per_step
+from genray.evaluation import needs_extractor
 from genray.mlflow_study import StudyDrain
 from genray.paths import base_directory
 from genray.ray_job import DELIVERY_TIMEOUT_S, bring_extractor, end_tracking, sigterm_raises
-from genray.search import pareto_front
+from genray.search import pareto_front, racing_metrics
 from genray.space import check_space
 from genray.study import ENDED, Confirmed, Settings, Study, confirmed, hours, luck, ranking
 
@@ -78,9 +79,25 @@ def run(settings: Settings) -> Ending:
         study = Study.claim(settings)
         study.folder.probe()
         bring_extractor(study.folder, settings.config, uri)
+        _check_extractor(study)
         return _recorded(study, uri, concurrent)
     finally:
         ray_train.disconnect()
+
+
+def _check_extractor(study: Study) -> None:
+    """Makes sure that the trials can be scored by what they are compared with.
+
+    Raises:
+        RegistryError: a metric compares features, and there is no classifier that gives them.
+    """
+    settings, product = study.settings, study.settings.config.objective.product
+    wanting = [m for m in racing_metrics(settings.config, settings.search) if needs_extractor(m, product)]
+    if wanting and not study.folder.pull(EXTRACTOR).is_dir():
+        raise RegistryError(
+            f"no trial could be scored: {wanting[0]} compares features, and no classifier gives them; train the preset "
+            f"{settings.config.data.name}-classifier first, or set eval.extractor"
+        )
 
 
 def resume(study: Study) -> int:

@@ -11,6 +11,7 @@ from genray.config import Config
 from genray.errors import ConfigError
 from genray.evaluation import METRICS, check_names
 from genray.evaluation.protocol import Score
+from genray.fields import check_at_least
 
 VIOLATION = 1e6
 """Added to the objective of a trial that misses its constraint, so that any that keeps it is better."""
@@ -62,12 +63,11 @@ class Search:
     """Seed of the values that are tried."""
 
     def __post_init__(self) -> None:
-        for name, least in (("num_trials", 1), ("num_samples", 2), ("num_seeds", 1), ("reduction_factor", 2)):
-            _at_least(self, name, least)
-        for name in ("report_every", "grace_steps", "max_concurrent", "max_failures", "confirm_top", "seed"):
-            _at_least(self, name, 0)
-        _at_least(self, "grid_points", 2)
-        _at_least(self, "confirm_seeds", 1)
+        check_at_least("search", self, 1, "num_trials", "num_seeds", "confirm_seeds")
+        check_at_least("search", self, 2, "num_samples", "reduction_factor", "grid_points")
+        check_at_least(
+            "search", self, 0, "report_every", "grace_steps", "max_concurrent", "max_failures", "confirm_top", "seed"
+        )
         if not 0 < self.gpu_fraction <= 1:
             raise ConfigError(f"search.gpu_fraction={self.gpu_fraction!r} must lie in (0, 1], e.g. 0.25")
         if self.populates and self.algorithm != "random":
@@ -180,8 +180,3 @@ def objective_metrics(config: Config, search: Search) -> tuple[str, ...]:
 
 def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
     return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
-
-
-def _at_least(search: Search, name: str, least: int) -> None:
-    if getattr(search, name) < least:
-        raise ConfigError(f"search.{name}={getattr(search, name)!r} must be at least {least}")

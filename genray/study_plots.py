@@ -18,6 +18,7 @@ from genray.importance import MIN_TRIALS, importance, place
 from genray.search import pareto_front
 from genray.space import Domain
 from genray.study import Settings, Study, TrialRecord, metric_names, ranking
+from genray.study_axis import MetricAxis
 from genray.study_table import better_is, fmt, natural
 
 Trials = Mapping[int, TrialRecord]
@@ -33,7 +34,7 @@ def history(settings: Settings, trials: Trials) -> Figure:
     ended = sorted((t for t in _race(trials) if t.status != "running"), key=lambda t: (t.ended, t.number))
     values = [natural(settings, trial.best) for trial in ended]
     figure, axes = _figure(9, 5, f"Best {name} of each trial, in order of end")
-    axis = _Axis(values, better_is(name))
+    axis = MetricAxis(values, better_is(name))
     axis.apply(axes, name)
     for status, marker in MARKERS.items():
         at = [i for i, trial in enumerate(ended) if trial.status == status]
@@ -79,7 +80,7 @@ def parallel(settings: Settings, trials: Trials) -> Figure:
     if not drawn:
         return _empty(figure, axes, "no trial has a score yet")
     values = [natural(settings, trial.best) for trial in drawn]
-    axis = _Axis(values, better_is(name))
+    axis = MetricAxis(values, better_is(name))
     colours = matplotlib.colormaps["viridis" if better_is(name) == "lower" else "viridis_r"]
     norm: Normalize = (LogNorm if axis.log else Normalize)(axis.low, axis.high, clip=True)
     source = np.random.default_rng(0)
@@ -117,7 +118,7 @@ def curves(settings: Settings, trials: Trials) -> Figure:
     figure, axes = _figure(9, 5, f"{name} of every trial as it trained")
     if not drawn:
         return _empty(figure, axes, "no trial has a score yet")
-    axis = _Axis([natural(settings, r) for t in drawn for r in t.reports], better_is(name))
+    axis = MetricAxis([natural(settings, r) for t in drawn for r in t.reports], better_is(name))
     axis.apply(axes, name)
     best = next(iter(ranking(trials)), None)
     for trial in drawn:
@@ -170,7 +171,7 @@ def pareto(settings: Settings, trials: Trials) -> Figure:
     if not scored:
         return _empty(figure, axes, "no trial has both scores yet")
     points = {n: (natural(settings, report, 0), natural(settings, report, 1)) for n, report in scored.items()}
-    across, up = (_Axis([p[i] for p in points.values()], better_is(m)) for i, m in enumerate((first, second)))
+    across, up = (MetricAxis([p[i] for p in points.values()], better_is(m)) for i, m in enumerate((first, second)))
     across.apply(axes, first, "x")
     up.apply(axes, second)
     shown = {n: (across.place(x), up.place(y)) for n, (x, y) in points.items()}
@@ -218,74 +219,6 @@ def write(study: Study, directory: Path) -> list[Path]:
     page = directory / "index.html"
     page.write_text(study_page.html(settings, trials, paths), encoding="utf-8")
     return [*paths, page]
-
-
-class _Axis:
-    """The range of a metric that is worth showing; what lies beyond, or is no number, is put on its worse edge."""
-
-    def __init__(self, values: Sequence[float], direction: str) -> None:
-        finite = np.array([v for v in values if math.isfinite(v)] or [0.0])
-        self._lower_is_better = direction == "lower"
-        low, high = float(finite.min()), float(finite.max())
-        self.log = low > 0 and high > 20 * low
-        near = np.log(finite) if self.log else finite
-        quarter, half, three = np.percentile(near, (25, 50, 75))
-        reach = 2 * max(float(three - quarter), 1e-9 * max(1.0, abs(float(half))))
-        if self._lower_is_better:
-            bound = float(three) + reach
-            high = min(high, math.exp(min(bound, 700.0)) if self.log else bound)
-        else:
-            bound = float(quarter) - reach
-            low = max(low, math.exp(bound) if self.log else bound)
-        if not low < high:
-            low, high = low - 0.05 * (abs(low) or 1), high + 0.05 * (abs(high) or 1)
-        self.low, self.high = low, high
-        self._moved = any(not (math.isfinite(v) and low <= v <= high) for v in values)
-        self._direction = direction
-
-    def place(self, value: float) -> float:
-        """`value`, or the edge that stands for it."""
-        worst = self.high if self._lower_is_better else self.low
-        return min(self.high, max(self.low, value)) if math.isfinite(value) else worst
-
-    def text(self, value: float) -> str:
-        """`value`, and that it stands for all beyond where it is the edge of a range that was cut."""
-        if not (self._moved and value == (self.high if self._lower_is_better else self.low)):
-            return fmt(value)
-        return f"{'≥' if self._lower_is_better else '≤'} {fmt(value)}"
-
-    def apply(self, axes: Axes, name: str, which: str = "y") -> None:
-        """Scale, range and label of one axis of `axes`."""
-        pad = (self.high / self.low) ** 0.06 if self.log else 0.06 * (self.high - self.low)
-        limits = (self.low / pad, self.high * pad) if self.log else (self.low - pad, self.high + pad)
-        axes.set(
-            **{
-                f"{which}scale": "log" if self.log else "linear",
-                f"{which}lim": limits,
-                f"{which}label": f"{name} ({self._direction} is better)",
-            }
-        )
-        if self.log:
-            own = axes.yaxis if which == "y" else axes.xaxis
-            own.set_major_formatter(lambda v, _: fmt(v))
-            own.set_minor_formatter(lambda v, _: fmt(v) if self.high < 30 * self.low and _leads(v) else "")
-
-    def explain(self, axes: Axes, what: str) -> None:
-        """A line at the edge, if anything was put there."""
-        if self._moved:
-            at = self.high if self._lower_is_better else self.low
-            axes.axhline(at, color="#b3261e", lw=0.8, ls=":")
-            axes.annotate(
-                f"at this line: {what}",
-                (1.0, at),
-                xycoords=("axes fraction", "data"),
-                xytext=(-4, -4 if self._lower_is_better else 4),
-                textcoords="offset points",
-                ha="right",
-                va="top" if self._lower_is_better else "bottom",
-                fontsize=9,
-                color="#b3261e",
-            )
 
 
 def _figure(width: float, height: float, title: str) -> tuple[Figure, Axes]:
@@ -394,11 +327,6 @@ def _values_over_steps(
         axes.set_ylim(low / 1.2, high * 1.2)
         axes.set_yticks(_ticks(domain), [_short(v) for v in _ticks(domain)])
         axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _leads(value: float) -> bool:
-    """Whether the first digit of a minor tick is one that is written: 2 or 5."""
-    return round(value / 10 ** math.floor(math.log10(value))) in (2, 5)
 
 
 def _short(value: Any) -> str:

@@ -17,7 +17,10 @@ def recipe():
 
 
 def test_cluster_recipe_is_valid(recipe):
-    validate_config(prepare_config(copy.deepcopy(recipe)))
+    prepared = prepare_config(copy.deepcopy(recipe))
+    validate_config(prepared)
+    assert prepared["head_node_type"] in prepared["available_node_types"]
+    assert prepared["max_workers"] >= prepared["available_node_types"]["gpu"]["max_workers"] > 0
 
 
 def test_cluster_recipe_with_an_unknown_field_is_refused(recipe):

@@ -5,13 +5,13 @@ import subprocess
 import sys
 import time
 import zipfile
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from image_folders import break_image, folder_data, make_folder, make_zip, paint
 from PIL import Image
 
 from genray.config import Data
@@ -30,31 +30,6 @@ SKIP = "repair or remove it, or leave such images out with --data.on-corrupt ski
 @pytest.fixture(autouse=True)
 def no_data_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GENRAY_DATA", raising=False)
-
-
-def paint(seed: int, size: tuple[int, int] = (12, 10)) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
-
-
-def make_folder(root: Path, names: list[str]) -> Path:
-    for i, name in enumerate(names):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        paint(i).save(path)
-    return root
-
-
-def make_zip(folder: Path) -> Path:
-    archive = folder.with_suffix(".zip")
-    with zipfile.ZipFile(archive, "w") as file:
-        for path in sorted(folder.rglob("*"), reverse=True):
-            file.write(path, path.relative_to(folder))
-    return archive
-
-
-def folder_data(root: Path, tmp_path: Path, **changes: Any) -> Data:
-    values: dict[str, Any] = {"name": "folder", "root": str(root), "image_size": (8, 8)}
-    return Data(**(values | {"cache": str(tmp_path / "cache")} | changes))
 
 
 def pets(tmp_path: Path) -> Path:
@@ -277,67 +252,6 @@ def test_class_of_one_image_each_leaves_no_test(tmp_path: Path) -> None:
     assert message(folder_data(root, tmp_path), "test") == (
         "'folder' has one image a class, so its split 'test' is empty; add images or say 'all'"
     )
-
-
-def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    file = BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def test_decode_cuts_the_centre_out() -> None:
-    wide = np.zeros((4, 8, 3), np.uint8)
-    wide[:, 2:6] = 200
-    assert (decode(encode(Image.fromarray(wide)), (3, 4, 4)) == 200).all()
-
-
-def test_decode_of_the_same_size_leaves_pixels_alone() -> None:
-    image = paint(0)
-    assert np.array_equal(decode(encode(image), (3, 12, 10)), np.asarray(image))
-
-
-def test_decode_keeps_the_upper_bits_of_16_bit_grey() -> None:
-    wide = np.array([[0, 256, 32_768, 65_535]], np.uint16)
-    assert decode(encode(Image.fromarray(wide)), (1, 1, 4)).ravel().tolist() == [0, 1, 128, 255]
-
-
-def test_decode_lays_transparent_pixels_on_white() -> None:
-    assert (decode(encode(Image.new("RGBA", (4, 4), (9, 9, 9, 0))), (3, 4, 4)) == 255).all()
-
-
-def test_decode_turns_a_photograph_upright() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    image = paint(0)
-    assert np.array_equal(decode(encode(image, exif=exif), (3, 12, 10)), np.asarray(image)[::-1, ::-1])
-
-
-def test_decode_refuses_a_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded = encode(paint(0))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 119)
-    with pytest.raises(ValueError, match=r"120"):
-        decode(encoded, (3, 8, 8))
-
-
-@pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
-def test_decode_refuses_a_bomb_where_pillow_would_warn(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded = encode(paint(0))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 119)
-    with (
-        pytest.warns(Image.DecompressionBombWarning),
-        pytest.raises(ValueError, match="10 x 12 pixels, more than the 119 that Pillow takes for safe"),
-    ):
-        decode(encoded, (3, 8, 8))
-
-
-def test_decode_does_not_run_postscript() -> None:
-    with pytest.raises(ValueError, match=r"bytes that are no image"):
-        decode(encode(paint(0), "EPS"), (3, 8, 8))
-
-
-def break_image(root: Path, name: str) -> None:
-    encoded = (root / name).read_bytes()
-    (root / name).write_bytes(encoded[: len(encoded) // 2])
 
 
 def test_corrupt_image_of_a_folder_is_named(tmp_path: Path) -> None:

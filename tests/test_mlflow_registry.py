@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import stat
 import subprocess
 import sys
@@ -182,16 +183,17 @@ def test_file_that_was_added_is_refused_and_never_run(
     number, _, stored = version
     (stored / name).parent.mkdir(exist_ok=True)
     (stored / name).write_bytes(pickle.dumps(Evil(tmp_path / "trace")))
-    refused(uri, number, tmp_path, "which genray did not register")
+    assert "which genray did not register" in refusal(uri, number, tmp_path)
     assert not (tmp_path / "trace").exists()
 
 
-def refused(uri: str, number: int, tmp_path: Path, message: str) -> None:
-    """Pulling fails with `message`, and leaves nothing behind."""
+def refusal(uri: str, number: int, tmp_path: Path) -> str:
+    """Why a version is not pulled; nothing of it is left behind."""
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(RegistryError, match=message):
+    with pytest.raises(RegistryError) as raised:
         pull(uri, f"{TASK}/{number}", tmp_path / "model")
     assert sorted(tmp_path.iterdir()) == before
+    return str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "manifest.json"])
@@ -200,7 +202,7 @@ def test_one_flipped_byte_is_refused(uri: str, version: tuple[int, Path, Path], 
     content = bytearray((stored / "artifacts" / name).read_bytes())
     content[len(content) // 2] ^= 1
     (stored / "artifacts" / name).write_bytes(content)
-    refused(uri, number, tmp_path, "do not use it")
+    assert "do not use it" in refusal(uri, number, tmp_path)
 
 
 def test_another_whole_snapshot_in_its_place_is_refused(
@@ -210,20 +212,20 @@ def test_another_whole_snapshot_in_its_place_is_refused(
     other = snapshots.save_generator(tmp_path / "other", seed=1)
     for path in other.iterdir():
         (stored / "artifacts" / path.name).write_bytes(path.read_bytes())
-    refused(uri, number, tmp_path, f"{TASK}/{number} was changed after it was registered")
+    assert f"{TASK}/{number} was changed after it was registered" in refusal(uri, number, tmp_path)
 
 
 def test_missing_file_is_refused(uri: str, version: tuple[int, Path, Path], tmp_path: Path) -> None:
     number, _, stored = version
     (stored / "artifacts" / "config.json").unlink()
-    refused(uri, number, tmp_path, "lacks artifacts/config.json")
+    assert "lacks artifacts/config.json" in refusal(uri, number, tmp_path)
 
 
 def test_file_that_is_too_large_is_refused(
     uri: str, version: tuple[int, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mlflow_registry, "MAX_MODEL_BYTES", 100)
-    refused(uri, version[0], tmp_path, r"model\.safetensors has \d+ bytes, expected at most 100")
+    assert re.search(r"model\.safetensors has \d+ bytes, expected at most 100", refusal(uri, version[0], tmp_path))
 
 
 def test_code_that_was_changed_is_not_even_fetched(uri: str, version: tuple[int, Path, Path], tmp_path: Path) -> None:

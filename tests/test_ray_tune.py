@@ -22,10 +22,12 @@ from genray.checkpoint import SCORES, SNAPSHOTS, latest, step_name
 from genray.config import Cluster, Config, Data, Eval, Optim, Run, Tracking, Train
 from genray.data.images import load_images
 from genray.distributed import current
-from genray.errors import ClusterError, ConfigError
+from genray.errors import ClusterError, ConfigError, RegistryError
 from genray.evaluation.scoring import read_scores, score_snapshot
+from genray.models.dcgan import DCGAN
 from genray.models.vae import MLPVAE
 from genray.objectives.elbo import ELBO
+from genray.objectives.gan import GAN
 from genray.ray_trial import Trial
 from genray.search import Search
 from genray.space import Domain
@@ -64,14 +66,20 @@ def raced(made: Settings) -> Study:
     return study
 
 
-@pytest.fixture(scope="module")
-def one_node() -> Iterator[None]:
-    before = os.environ.pop("RAY_ADDRESS", None)
-    ray_train.connect(2, log_to_driver=False)
-    yield
+@pytest.fixture(scope="module", autouse=True)
+def no_ray_left() -> Iterator[None]:
+    """Tests find no cluster of others by its address, and leave none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield
     ray.shutdown()
-    if before:
-        os.environ["RAY_ADDRESS"] = before
+
+
+@pytest.fixture
+def one_node() -> None:
+    """This process is connected to a Ray of two cores, whichever cluster an earlier test left or stopped."""
+    if not ray.is_initialized():
+        ray_train.connect(2, log_to_driver=False)
 
 
 def trial(study: Study, number: int, values: dict[str, Any]) -> Trial:
@@ -330,3 +338,12 @@ def test_the_plan_starts_nothing(tmp_path: Path) -> None:
     plan = ray_study.plan(settings(tmp_path))
     assert plan["trials"] == 4 and plan["trials_at_once"] == 2 * (psutil.cpu_count() or 1)
     assert not (tmp_path / "runs" / "study").exists()
+
+
+@pytest.mark.mlflow
+def test_a_search_without_anything_to_score_with_is_refused_before_a_trial(one_node: None, tmp_path: Path) -> None:
+    made = settings(tmp_path)
+    gan = replace(made.config, model=DCGAN(latent_dim=8, width=8), objective=GAN())
+    with pytest.raises(RegistryError, match=r"^no trial could be scored: fid compares features"):
+        ray_study.run(replace(made, config=gan, space={"optim.lr": LR["optim.lr"]}))
+    assert not (tmp_path / "runs" / "study" / "trials").exists()

@@ -186,10 +186,12 @@ for step in range(10**9):
     assert entries(tmp_path)[last]["metrics"] == {"loss": float(last)}
 
 
-def test_null_tracker_takes_everything() -> None:
+def test_null_tracker_takes_everything_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     tracker: Tracker = NullTracker()
     tracker.metrics(0, {"any thing": math.nan})
     tracker.image(0, "x", np.zeros((1, 1, 3), np.uint8))
     tracker.event(0, "x", a=1)
     tracker.flush()
     tracker.close()
+    assert list(tmp_path.iterdir()) == []
