@@ -16,38 +16,20 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import ray
+from studies import extractor, race
 from turns import conditions, finish, parser, say
 
-from genray import ray_train, ray_tune
-from genray.checkpoint import EXTRACTOR, SNAPSHOTS, step_name
+from genray import ray_train
 from genray.config import Cluster, Config, Run
-from genray.data.images import load_images
-from genray.distributed import current
 from genray.presets import preset
 from genray.search import Search
 from genray.spaces import SPACES
-from genray.storage import RunFolder
 from genray.study import Settings, Study
-from genray.trainer import train
 
-PRESET, CLASSIFIER = "mnist-dcgan", "mnist-classifier"
+PRESET = "mnist-dcgan"
 RUNGS = 16
 """Scores of a full-length trial; the first is ASHA's first rung."""
-
-
-def extractor(folder: Path, options: argparse.Namespace) -> Path:
-    """Snapshot of a classifier, whose features are compared."""
-    base = preset(CLASSIFIER)
-    steps = options.classifier_steps
-    made = replace(
-        base,
-        data=replace(base.data, root=options.data),
-        train=replace(base.train, num_steps=steps, checkpoint_every=steps),
-    )
-    train(made, load_images(made.data, "train"), RunFolder.open(str(folder), "extractor"), current(use_gpu=False))
-    return folder / "extractor" / SNAPSHOTS / step_name(steps)
 
 
 def studied(folder: Path, features: Path, scheduler: str, options: argparse.Namespace) -> Study:
@@ -67,14 +49,11 @@ def studied(folder: Path, features: Path, scheduler: str, options: argparse.Name
         num_samples=1000,
         report_every=options.steps // RUNGS,
         reduction_factor=4,
+        max_concurrent=options.at_once,
         confirm_top=0,
         seed=options.seed,
     )
-    study = Study.claim(Settings(config, search, SPACES[PRESET]))
-    (study.folder.local / EXTRACTOR).symlink_to(features)
-    tasks = [{"number": n, "phase": "race", "values": values} for n, values in enumerate(study.settings.points())]
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        ray_tune.run_trials(study, tasks, "race", ray_tune.capacity(config, search))
+    study, _ = race(Settings(config, search, SPACES[PRESET]), features)
     for number, trial in sorted(study.trials().items()):
         score = f"{trial.best.objective[0]:.4f} at {trial.best.step}" if trial.best else "none"
         values = " ".join(f"{name}={value:.4g}" for name, value in trial.values.items())
@@ -90,12 +69,13 @@ def main() -> None:
     made.add_argument("--batch", type=int, default=64, help="images a step")
     made.add_argument("--classifier-steps", type=int, default=400, help="steps of the classifier")
     made.add_argument("--seed", type=int, default=0, help="seed of what is tried")
-    made.add_argument("--cpus", type=int, default=psutil.cpu_count(), help="trials at once")
+    made.add_argument("--at-once", type=int, default=2, help="trials at once")
     options = made.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        data = replace(preset(PRESET).data, root=options.data)
+        features = extractor(Path(folder), data, options.classifier_steps)
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            features = extractor(Path(folder), options)
-            ray_train.connect(options.cpus, log_to_driver=False)
+            ray_train.connect(1, log_to_driver=False)
         trials = {name: studied(Path(folder), features, name, options).trials() for name in ("fifo", "asha")}
         ray.shutdown()
     steps = {name: sum(trial.step for trial in found.values()) for name, found in trials.items()}
@@ -103,7 +83,7 @@ def main() -> None:
     figures = {"ratio": round(steps["asha"] / steps["fifo"], 3), "gap": round(best["asha"] - best["fifo"], 4)}
     say(f"{figures} (at most 0.333, and 0)")
     counted = {f"{name}_steps": steps[name] for name in steps} | {f"{name}_fid": round(best[name], 4) for name in best}
-    asked = {name: getattr(options, name) for name in ("trials", "steps", "batch", "seed", "cpus")}
+    asked = {name: getattr(options, name) for name in ("trials", "steps", "batch", "seed", "at_once")}
     finish("asha_steps", figures | counted | asked | {"versions": conditions(options, "ray")["versions"]})
 
 
