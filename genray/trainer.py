@@ -27,6 +27,7 @@ from genray.snapshot import Snapshot
 from genray.storage import RunFolder
 from genray.streams import Draws, derive_seed, seed_default
 from genray.tracking import JsonlTracker, NullTracker, Tracker
+from genray.transfer import build_networks
 
 GRID_ROWS, MAX_COLUMNS = 8, 10
 
@@ -140,7 +141,7 @@ class Trainer:
         per_rank = per_rank_batch_size(train.global_batch_size, world.world_size)
         self.share = slice(world.rank * per_rank, (world.rank + 1) * per_rank)
         torch.manual_seed(derive_seed(train.seed, "weights"))
-        built = config.model.build(config.data.image_shape, len(images.classes))
+        built = build_networks(config, images)
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
         bare = {name: module.to(world.device, memory_format=layout) for name, module in built.items()}  # type: ignore[call-overload]
         self.product: nn.Module = bare[objective.product]
@@ -154,6 +155,7 @@ class Trainer:
             rank_slice=self.share,
             device=world.device,
             flip=config.data.flip,
+            crop_padding=config.data.crop_padding,
             channels_last=train.channels_last,
         )
         self.meter = Meter()
