@@ -45,8 +45,12 @@ class Data:
     """Seed of that split."""
     flip: bool = False
     """Mirror each training image left to right with probability 1/2."""
+    crop_padding: int = 0
+    """Random crop of each training image after padding each side by so many mirrored pixels; 0: none."""
     on_corrupt: Literal["stop", "skip"] = "stop"
     """An image that does not decode: stop and name it, or skip and count it."""
+    on_leak: Literal["stop", "warn"] = "stop"
+    """Images of `eval.split` that a classifier was trained on, pixel by pixel: stop, or say so and go on."""
     download: bool = False
     """Fetch a named set that is not under `root`; needs a network, and is done by the driver only."""
     cache: str = "~/.cache/genray/data"
@@ -59,6 +63,12 @@ class Data:
             raise ConfigError(f"data.image_size={self.image_size!r} must be two positive numbers of pixels")
         if self.image_size is None and DATASETS[self.name].shape is None:
             raise ConfigError(f"data.image_size is not set, and {self.name!r} has no size of its own; say e.g. 64 64")
+        check_at_least("data", self, 0, "crop_padding")
+        if self.crop_padding >= min(self.image_shape[1:]):
+            raise ConfigError(
+                f"data.crop_padding={self.crop_padding!r} must be below the image's shorter side, "
+                f"{min(self.image_shape[1:])} pixels; an eighth of it is usual"
+            )
         if not 0 < self.train_fraction < 1:
             raise ConfigError(f"data.train_fraction={self.train_fraction!r} must lie between 0 and 1, e.g. 0.8")
 
@@ -330,7 +340,7 @@ _SECTIONS: dict[str, type] = {
 }
 
 _FREE_SECTIONS = ("eval", "cluster", "tracking")
-_FREE_FIELDS = ("run.storage", "data.root", "data.cache", "data.download", "train.keep")
+_FREE_FIELDS = ("run.storage", "data.on_leak", "data.root", "data.cache", "data.download", "train.keep")
 
 
 def differences(saved: Config, wanted: Config) -> list[str]:

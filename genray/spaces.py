@@ -33,6 +33,8 @@ SPACES: dict[str, Space] = {
     "mnist-dcgan": _PENALISED,
     "mnist-vae": _VAE,
     "mnist-classifier": _CLASSIFIER,
+    "cifar10-resnet18": _CLASSIFIER,
+    "folder-resnet50": _CLASSIFIER,
     "cifar10-dcgan": _NORM_OR_PENALTY,
     "folder-dcgan": _NORM_OR_PENALTY,
 }

@@ -21,7 +21,7 @@ from genray.errors import DivergenceError, ResumeError
 from genray.evaluation.features import Extractor
 from genray.health import SKIPPED, Monitor
 from genray.meter import Meter
-from genray.objectives import Batch, Networks, Phase, Stateful
+from genray.objectives import Batch, Networks, Phase
 from genray.progress import Progress
 from genray.sampling import generate, grid, latents
 from genray.snapshot import Snapshot
@@ -29,6 +29,7 @@ from genray.step import PhaseState, train_step
 from genray.storage import RunFolder
 from genray.streams import Draws, derive_seed, seed_default
 from genray.tracking import JsonlTracker, NullTracker, Tracker
+from genray.transfer import build_networks
 
 GRID_ROWS, MAX_COLUMNS = 8, 10
 
@@ -75,9 +76,7 @@ class Trainer:
         per_rank = per_rank_batch_size(train.global_batch_size, world.world_size)
         self.share = slice(world.rank * per_rank, (world.rank + 1) * per_rank)
         torch.manual_seed(derive_seed(train.seed, "weights"))
-        built = config.model.build(config.data.image_shape, len(images.classes))
-        if isinstance(objective, Stateful):
-            built |= objective.state()
+        built = build_networks(config, images)
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
         bare = {name: module.to(world.device, memory_format=layout) for name, module in built.items()}  # type: ignore[call-overload]
         self.product: nn.Module = bare[objective.product]
@@ -91,6 +90,7 @@ class Trainer:
             rank_slice=self.share,
             device=world.device,
             flip=config.data.flip,
+            crop_padding=config.data.crop_padding,
             channels_last=train.channels_last,
         )
         self.meter = Meter()
