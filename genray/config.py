@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+from genray.anneal import Anneal, check_ends
 from genray.data import DATASETS
 from genray.errors import ConfigError, unknown
 from genray.evaluation import check_names
@@ -280,6 +281,7 @@ class Config:
     model: Model
     objective: Objective
     optim: Optim
+    anneal: Anneal = field(default_factory=Anneal)
     train: Train
     eval: Eval = field(default_factory=Eval)
     health: Health = field(default_factory=Health)
@@ -292,6 +294,7 @@ class Config:
             self.objective.check(self.model)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        check_ends(self)
         if self.train.sample_every and self.objective.product == "classifier":
             raise ConfigError(
                 f"train.sample_every={self.train.sample_every}: a classifier draws no samples; set it to 0"
@@ -328,6 +331,7 @@ _SECTIONS: dict[str, type] = {
     "run": Run,
     "data": Data,
     "optim": Optim,
+    "anneal": Anneal,
     "train": Train,
     "eval": Eval,
     "health": Health,
@@ -350,7 +354,8 @@ def differences(saved: Config, wanted: Config) -> list[str]:
     free = set(_FREE_FIELDS) | {name for name in new if name.split(".")[0] in sections}
     if wanted.health.max_rollbacks > saved.health.max_rollbacks:
         free.add("health.max_rollbacks")
-    if wanted.optim.schedule == "constant" and wanted.train.num_steps > saved.train.num_steps:
+    whole_run = wanted.optim.schedule != "constant" or (wanted.anneal.to and not wanted.anneal.samples)
+    if not whole_run and wanted.train.num_steps > saved.train.num_steps:
         free.add("train.num_steps")
     names = sorted((old.keys() | new.keys()) - free)
     return [f"{n}: {old.get(n)!r} -> {new.get(n)!r}" for n in names if old.get(n) != new.get(n)]

@@ -7,6 +7,7 @@ from torch import nn
 from genray.config import Config
 from genray.data.images import ImageSet
 from genray.errors import ConfigError
+from genray.objectives import Stateful
 
 
 def build_networks(config: Config, images: ImageSet) -> dict[str, nn.Module]:
@@ -24,6 +25,8 @@ def build_networks(config: Config, images: ImageSet) -> dict[str, nn.Module]:
             f"({', '.join(images.classes[:10])}); give one for each"
         )
     built: dict[str, nn.Module] = config.model.build(config.data.image_shape, len(images.classes))
+    if isinstance(config.objective, Stateful):
+        built |= config.objective.state()
     for module in built.values():
         standardise: Any = getattr(module, "standardise", None)
         if standardise is not None:
