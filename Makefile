@@ -8,8 +8,9 @@ READY := $(VENV)/.ready-$(shell cat requirements.txt pyproject.toml | cksum | cu
 demo: $(READY)
 	$(VENV)/bin/python jobs/demo.py
 
+# two processes: one has every test that starts a Ray, the other the rest
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 check: $(READY)
 	$(VENV)/bin/ruff format --check .

@@ -15,7 +15,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +22,16 @@ import ray
 import torch
 from ray import train, tune
 from ray.train.torch import TorchTrainer
+from studies import extractor, race
 from turns import Others, conditions, finish, parser, say
 
-from genray import ray_train, ray_tune
-from genray.checkpoint import EXTRACTOR, SNAPSHOTS, step_name
+from genray import ray_train
 from genray.config import Cluster, Config, Data, Eval, Optim, Run, Train
-from genray.data.images import load_images
-from genray.distributed import current
 from genray.models.dcgan import DCGAN
 from genray.objectives.gan import GAN
-from genray.presets import preset
 from genray.search import Search
 from genray.space import Domain
-from genray.storage import RunFolder
-from genray.study import Settings, Study
-from genray.trainer import train as train_run
+from genray.study import Settings
 
 GOALS = {"reused": 1.3, "default": 1 / 7, "train": 1 / 50}
 EXTRACTOR_STEPS = 20
@@ -104,22 +98,24 @@ def tuned(
     return run
 
 
-def studied(folder: Path, workers: int, cpus: float) -> Callable[[int], float]:
+def studied(folder: Path, features: Path, workers: int, cpus: float) -> Callable[[int], float]:
     """Seconds of n trials of a study."""
     taken = iter(range(10**6))
 
     def run(num: int) -> float:
         settings = Settings(
             a_run(folder, workers, cpus),
-            Search(name=f"study-{next(taken)}", num_trials=num, scheduler="fifo", num_samples=64, confirm_top=0),
+            Search(
+                name=f"study-{next(taken)}",
+                num_trials=num,
+                scheduler="fifo",
+                num_samples=64,
+                confirm_top=0,
+                max_concurrent=2 if workers == 1 else 1,
+            ),
             {"optim.lr": Domain("log", (1e-4, 1e-2))},
         )
-        study = Study.claim(settings)
-        (study.folder.local / EXTRACTOR).symlink_to(folder / "extractor" / SNAPSHOTS / step_name(EXTRACTOR_STEPS))
-        tasks = [{"number": n, "phase": "race", "values": values} for n, values in enumerate(settings.points())]
-        began = time.perf_counter()
-        ray_tune.run_trials(study, tasks, "race", 2 if workers == 1 else 1)
-        took = time.perf_counter() - began
+        study, took = race(settings, features)
         ended = [trial.status for trial in study.trials().values()]
         if ended != ["finished"] * num:
             raise SystemExit(f"trials ended as {ended}")
@@ -142,14 +138,6 @@ def a_run(folder: Path, workers: int, cpus: float) -> Config:
     )
 
 
-def extractor(folder: Path) -> None:
-    """A classifier for the scores, as a job brings it."""
-    base = preset("digits-classifier")
-    quick = replace(base.train, num_steps=EXTRACTOR_STEPS, checkpoint_every=EXTRACTOR_STEPS)
-    made = replace(base, data=Data(name="digits", cache=str(folder / "cache")), train=quick)
-    train_run(made, load_images(made.data, "train"), RunFolder.open(str(folder), "extractor"), current(use_gpu=False))
-
-
 def main() -> None:
     made = parser(__doc__, turns=2)
     made.add_argument("--trials", type=int, default=24, help="trials of a turn of the quick sides")
@@ -159,11 +147,11 @@ def main() -> None:
     options.threads = 1
     cpus = 1.0 if options.workers == 1 else 0.5
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+        features = extractor(Path(folder), Data(name="digits", cache=f"{folder}/cache"), EXTRACTOR_STEPS)
         with contextlib.redirect_stdout(nowhere):
-            extractor(Path(folder))
             ray_train.connect(2, log_to_driver=False)
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
-        sides = {"genray": studied(Path(folder), options.workers, cpus)}
+        sides = {"genray": studied(Path(folder), features, options.workers, cpus)}
         if options.workers == 1:
             sides |= {"reused": tuned(plain, 1.0, 2, reuse=True), "default": tuned(plain, 1.0, 2, reuse=False)}
         sides["train"] = tuned(nested, 0.01, 1, reuse=False, workers=options.workers, cpus=cpus)

@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+from genray.anneal import Anneal, check_ends
 from genray.data import DATASETS
 from genray.errors import ConfigError, unknown
 from genray.evaluation import check_names
@@ -44,8 +45,12 @@ class Data:
     """Seed of that split."""
     flip: bool = False
     """Mirror each training image left to right with probability 1/2."""
+    crop_padding: int = 0
+    """Random crop of each training image after padding each side by so many mirrored pixels; 0: none."""
     on_corrupt: Literal["stop", "skip"] = "stop"
     """An image that does not decode: stop and name it, or skip and count it."""
+    on_leak: Literal["stop", "warn"] = "stop"
+    """Images of `eval.split` that a classifier was trained on, pixel by pixel: stop, or say so and go on."""
     download: bool = False
     """Fetch a named set that is not under `root`; needs a network, and is done by the driver only."""
     cache: str = "~/.cache/genray/data"
@@ -58,6 +63,12 @@ class Data:
             raise ConfigError(f"data.image_size={self.image_size!r} must be two positive numbers of pixels")
         if self.image_size is None and DATASETS[self.name].shape is None:
             raise ConfigError(f"data.image_size is not set, and {self.name!r} has no size of its own; say e.g. 64 64")
+        check_at_least("data", self, 0, "crop_padding")
+        if self.crop_padding >= min(self.image_shape[1:]):
+            raise ConfigError(
+                f"data.crop_padding={self.crop_padding!r} must be below the image's shorter side, "
+                f"{min(self.image_shape[1:])} pixels; an eighth of it is usual"
+            )
         if not 0 < self.train_fraction < 1:
             raise ConfigError(f"data.train_fraction={self.train_fraction!r} must lie between 0 and 1, e.g. 0.8")
 
@@ -270,6 +281,7 @@ class Config:
     model: Model
     objective: Objective
     optim: Optim
+    anneal: Anneal = field(default_factory=Anneal)
     train: Train
     eval: Eval = field(default_factory=Eval)
     health: Health = field(default_factory=Health)
@@ -282,6 +294,7 @@ class Config:
             self.objective.check(self.model)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        check_ends(self)
         if self.train.sample_every and self.objective.product == "classifier":
             raise ConfigError(
                 f"train.sample_every={self.train.sample_every}: a classifier draws no samples; set it to 0"
@@ -318,6 +331,7 @@ _SECTIONS: dict[str, type] = {
     "run": Run,
     "data": Data,
     "optim": Optim,
+    "anneal": Anneal,
     "train": Train,
     "eval": Eval,
     "health": Health,
@@ -326,7 +340,7 @@ _SECTIONS: dict[str, type] = {
 }
 
 _FREE_SECTIONS = ("eval", "cluster", "tracking")
-_FREE_FIELDS = ("run.storage", "data.root", "data.cache", "data.download", "train.keep")
+_FREE_FIELDS = ("run.storage", "data.on_leak", "data.root", "data.cache", "data.download", "train.keep")
 
 
 def differences(saved: Config, wanted: Config) -> list[str]:
@@ -340,7 +354,8 @@ def differences(saved: Config, wanted: Config) -> list[str]:
     free = set(_FREE_FIELDS) | {name for name in new if name.split(".")[0] in sections}
     if wanted.health.max_rollbacks > saved.health.max_rollbacks:
         free.add("health.max_rollbacks")
-    if wanted.optim.schedule == "constant" and wanted.train.num_steps > saved.train.num_steps:
+    whole_run = wanted.optim.schedule != "constant" or (wanted.anneal.to and not wanted.anneal.samples)
+    if not whole_run and wanted.train.num_steps > saved.train.num_steps:
         free.add("train.num_steps")
     names = sorted((old.keys() | new.keys()) - free)
     return [f"{n}: {old.get(n)!r} -> {new.get(n)!r}" for n in names if old.get(n) != new.get(n)]

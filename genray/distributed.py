@@ -51,7 +51,7 @@ def wrap(module: nn.Module) -> nn.Module:
     Buffers are not synchronised at every forward: that breaks two forwards before a backward on
     CUDA and costs a collective each. `average_buffers` does it where they are read.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if not dist.is_initialized() or dist.get_world_size() == 1 or not any(p.requires_grad for p in module.parameters()):
         return module
     # weights with one input channel have two descriptions of one channels-last layout, and DDP takes them for two
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")

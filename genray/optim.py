@@ -42,10 +42,10 @@ def lr_factor(optim: Optim, samples_seen: int, total_samples: int) -> float:
             return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """The learning rate of the next step."""
+def set_rates(optimizer: torch.optim.Optimizer, lr: float, betas: tuple[float, float]) -> None:
+    """The learning rate and the decays of the moments of the next step."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"], group["betas"] = lr, betas
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

@@ -14,7 +14,8 @@ from genray import distributed, mlflow_champion, mlflow_registry, mlflow_store, 
 from genray.checkpoint import EXTRACTOR, SNAPSHOTS, FolderStore, step_of
 from genray.config import Config
 from genray.data.images import ImageSet, load_images
-from genray.errors import ProtocolError, RegistryError, TrackingError
+from genray.data.leaks import describe, refuse_leak
+from genray.errors import DataError, ProtocolError, RegistryError, TrackingError
 from genray.estimate import memory_mb, num_parameters
 from genray.evaluation.protocol import Score
 from genray.health import late_finding
@@ -80,6 +81,7 @@ def run(config: Config) -> Report:
     config = replace(config, data=replace(config.data, download=False))  # workers find what the driver has fetched
     folder = RunFolder.open(config.run.storage, config.run.name)
     folder.probe()
+    _note_splits(folder, config, images)
     _claim(folder, config)
     can_score = bring_extractor(folder, config, uri)
     run_id = _start_tracking(folder, config, uri, images)
@@ -125,6 +127,27 @@ def _claim(folder: RunFolder, config: Config) -> None:
         check_same_run(Config.from_dict(json.loads(path.read_text())), config)
     path.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
     folder.push("config.json")
+
+
+def _note_splits(folder: RunFolder, config: Config, train_images: ImageSet) -> None:
+    """Writes down which images a classifier is trained and which it is tested on: digests and counts of each class.
+
+    Raises:
+        DataError: an image is in both, and `data.on_leak` is 'stop'.
+    """
+    if config.objective.product != "classifier":
+        return
+    test = load_images(config.data, config.eval.split)
+    try:
+        refuse_leak(train_images, test)
+    except DataError as error:
+        if config.data.on_leak == "stop":
+            raise
+        logger.warning("%s", error)
+    path = folder.local / "splits.json"
+    noted = {images.split: describe(images) for images in (train_images, test)}
+    path.write_text(json.dumps({"split_seed": config.data.split_seed} | noted, indent=2) + "\n")
+    folder.push("splits.json")
 
 
 def bring_extractor(folder: RunFolder, config: Config, uri: str) -> bool:

@@ -1,5 +1,6 @@
 """A study from end to end: race, confirm over seeds, register, promote, report."""
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +9,7 @@ from typing import Any, Literal
 from genray import mlflow_champion, mlflow_registry, mlflow_tracking, ray_train, ray_tune, study_plots
 from genray.checkpoint import BEST, EXTRACTOR, SNAPSHOTS
 from genray.data.images import load_images
-from genray.errors import ProtocolError, RegistryError, TrackingError
+from genray.errors import ProtocolError, RegistryError, ResumeError, TrackingError
 from genray.estimate import seconds_per_step
 from genray.evaluation import needs_extractor
 from genray.mlflow_study import StudyDrain
@@ -18,7 +19,7 @@ from genray.search import pareto_front, racing_metrics
 from genray.space import check_space
 from genray.study import ENDED, Confirmed, Settings, Study, confirmed, hours, luck, ranking
 
-REPORT = "report"
+REPORT, IMAGES = "report", "images.json"
 logger = logging.getLogger(__name__)
 
 
@@ -80,6 +81,7 @@ def run(settings: Settings) -> Ending:
         study.folder.probe()
         bring_extractor(study.folder, settings.config, uri)
         _check_extractor(study)
+        _check_images(study)
         return _recorded(study, uri, concurrent)
     finally:
         ray_train.disconnect()
@@ -98,6 +100,25 @@ def _check_extractor(study: Study) -> None:
             f"no trial could be scored: {wanting[0]} compares features, and no classifier gives them; train the preset "
             f"{settings.config.data.name}-classifier first, or set eval.extractor"
         )
+
+
+def _check_images(study: Study) -> None:
+    """Makes sure that trials to come are trained on, and compared with, the images that earlier ones were.
+
+    Raises:
+        ResumeError: there are other images now; says of which splits.
+    """
+    data, path = study.settings.config.data, study.folder.pull(IMAGES)
+    found = {split: load_images(data, split).digest for split in ("train", study.settings.config.eval.split)}
+    known = json.loads(path.read_text()) if path.is_file() else found
+    changed = [f"{name}: {known[name][:12]}… -> {new[:12]}…" for name, new in found.items() if known[name] != new]
+    if changed:
+        raise ResumeError(
+            f"the images of study {study.settings.search.name!r} have changed, so that scores could not be compared "
+            f"(digests of {', '.join(changed)}); give the same images, or choose another search.name"
+        )
+    path.write_text(json.dumps(found) + "\n")
+    study.folder.push(IMAGES)
 
 
 def resume(study: Study) -> int:

@@ -34,6 +34,8 @@ SPACES: dict[str, Space] = {
     "mnist-vae": _VAE,
     "mnist-mlp-vae": _VAE,
     "mnist-classifier": _CLASSIFIER,
+    "cifar10-resnet18": _CLASSIFIER,
+    "folder-resnet50": _CLASSIFIER,
     "cifar10-dcgan": _NORM_OR_PENALTY,
     "folder-dcgan": _NORM_OR_PENALTY,
 }

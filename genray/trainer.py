@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from genray import distributed, optim
 from genray.allocator import keep_freed_memory
+from genray.anneal import annealed
 from genray.checkpoint import Checkpoint, Store, best_step, best_whole, latest, load, store_for
 from genray.config import Config, differences, per_rank_batch_size
 from genray.data.images import ImageSet
@@ -20,35 +21,17 @@ from genray.errors import DivergenceError, ResumeError
 from genray.evaluation.features import Extractor
 from genray.health import SKIPPED, Monitor
 from genray.meter import Meter
-from genray.objectives import Batch, Networks, Objective, Phase
+from genray.objectives import Batch, Networks, Phase
 from genray.progress import Progress
 from genray.sampling import generate, grid, latents
 from genray.snapshot import Snapshot
+from genray.step import PhaseState, train_step
 from genray.storage import RunFolder
 from genray.streams import Draws, derive_seed, seed_default
 from genray.tracking import JsonlTracker, NullTracker, Tracker
+from genray.transfer import build_networks
 
 GRID_ROWS, MAX_COLUMNS = 8, 10
-
-
-@dataclass
-class PhaseState:
-    """One phase at work: its module's optimiser and the updates it skipped."""
-
-    phase: Phase
-    optimizer: torch.optim.Optimizer
-    peak_lr: float
-    skipped: Tensor
-    """Updates skipped so far, () on the device."""
-    in_a_row: Tensor
-    """How many of them just now, one after the other, () on the device."""
-    own_fault: Tensor
-    """Non-finite losses of this rank, () on the device."""
-
-    @property
-    def counts(self) -> dict[str, Tensor]:
-        """What it has counted, by name."""
-        return {"skipped": self.skipped, "in_a_row": self.in_a_row, "own_fault": self.own_fault}
 
 
 @dataclass(frozen=True)
@@ -72,53 +55,6 @@ def train(config: Config, images: ImageSet, folder: RunFolder, world: World) -> 
     return Trainer(config, images, folder, store=store_for(folder, world.rank), tracker=tracker, world=world).fit()
 
 
-def train_step(
-    objective: Objective,
-    phases: list[PhaseState],
-    networks: Networks,
-    batch: Batch,
-    autocast: AbstractContextManager[Any],
-) -> dict[str, Tensor]:
-    """Metrics of one step: every due phase updated once, in order. No host sync."""
-    networks.require_gradients(*networks.bare)
-    with autocast:
-        shared = objective.prepare(networks, batch)
-    metrics: dict[str, Tensor] = {}
-    for state in phases:
-        phase = state.phase
-        if not phase.due(batch.step):
-            continue
-        networks.require_gradients(phase.module)
-        state.optimizer.zero_grad(set_to_none=True)
-        for part in phase.parts:
-            with distributed.no_sync(networks.wrapped[phase.module]) if part != phase.parts[-1] else nullcontext():
-                with autocast:
-                    loss, logged = objective.loss(phase.module, part, networks, batch, shared)
-                metrics |= logged
-                loss.backward(first_gradient(loss, state.own_fault))  # type: ignore[no-untyped-call]
-        metrics[f"{phase.module}/grad_norm"] = guarded_update(state)
-    return metrics
-
-
-def first_gradient(loss: Tensor, fault: Tensor) -> Tensor:
-    """1, or NaN where `loss` is not finite: averaged over ranks such gradients stop every rank's update."""
-    finite = loss.detach().isfinite()
-    fault += ~finite
-    return torch.where(finite, 1.0, torch.nan)
-
-
-def guarded_update(state: PhaseState) -> Tensor:
-    """Norm of the phase's gradients, which move the weights only if it is finite: decided on the device."""
-    gradients = [p.grad for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    bad = (~norm.isfinite()).to(torch.float32)
-    state.optimizer.found_inf = bad  # type: ignore[attr-defined]
-    state.optimizer.step()
-    state.skipped += bad
-    state.in_a_row.add_(1).mul_(bad)
-    return norm
-
-
 class Trainer:
     """One run on one rank; `fit` goes on from the newest checkpoint of the run, if there is one.
 
@@ -140,7 +76,7 @@ class Trainer:
         per_rank = per_rank_batch_size(train.global_batch_size, world.world_size)
         self.share = slice(world.rank * per_rank, (world.rank + 1) * per_rank)
         torch.manual_seed(derive_seed(train.seed, "weights"))
-        built = config.model.build(config.data.image_shape, len(images.classes))
+        built = build_networks(config, images)
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
         bare = {name: module.to(world.device, memory_format=layout) for name, module in built.items()}  # type: ignore[call-overload]
         self.product: nn.Module = bare[objective.product]
@@ -154,6 +90,7 @@ class Trainer:
             rank_slice=self.share,
             device=world.device,
             flip=config.data.flip,
+            crop_padding=config.data.crop_padding,
             channels_last=train.channels_last,
         )
         self.meter = Meter()
@@ -212,9 +149,10 @@ class Trainer:
         train, seen = self.config.train, self.samples_seen
         total = train.num_steps * train.global_batch_size
         seed_default(derive_seed(train.seed, f"rank {self.world.rank}", self.step), self.world.device)
+        now = annealed(self.config, seen)
+        factor = self.monitor.past.lr_scale * optim.lr_factor(now.optim, seen, total)
         for state in self.phases:
-            factor = self.monitor.past.lr_scale * optim.lr_factor(self.config.optim, seen, total)
-            optim.set_lr(state.optimizer, state.peak_lr * factor)
+            optim.set_rates(state.optimizer, now.optim.phase_lr(state.phase.module) * factor, now.optim.betas)
         with self.progress.waiting_for_data():
             images, labels = self.loader.batch(self.step)
         draws = Draws(
@@ -226,8 +164,9 @@ class Trainer:
             device=self.world.device,
         )
         batch = Batch(images=images, labels=labels, step=self.step, samples_seen=seen, draws=draws)
-        self.meter.add(train_step(self.config.objective, self.phases, self.networks, batch, self._autocast()))
+        self.meter.add(train_step(now.objective, self.phases, self.networks, batch, self._autocast()))
         self.step += 1
+        self.ema.half_life = now.train.ema_half_life
         self.ema.update(train.global_batch_size, self.samples_seen)
 
     def log(self) -> dict[str, float]:
@@ -361,7 +300,6 @@ class Trainer:
         return PhaseState(
             phase=phase,
             optimizer=optim.build(self.networks.bare[phase.module], self.config.optim, lr),
-            peak_lr=lr,
             skipped=torch.zeros((), device=device),
             in_a_row=torch.zeros((), device=device),
             own_fault=torch.zeros((), dtype=torch.int64, device=device),

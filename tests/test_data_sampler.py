@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from genray.config import Data
 from genray.data.images import ImageSet, load_images
@@ -118,6 +119,23 @@ def test_loader_flips_differently_at_each_step(digits: ImageSet) -> None:
     n = len(digits)
     flips = [(loader(digits, batch=n, flip=True).batch(s)[0] == loader(digits, batch=n).batch(s)[0]) for s in (0, 1)]
     assert not torch.equal(flips[0].flatten(1).all(1), flips[1].flatten(1).all(1))
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_loader_ranks_partition_the_cropped_global_batch(colours: ImageSet, world_size: int) -> None:
+    whole, _ = loader(colours, crop_padding=2).batch(5)
+    share = 12 // world_size
+    ranks = [loader(colours, slice(r * share, (r + 1) * share), crop_padding=2).batch(5) for r in range(world_size)]
+    assert torch.equal(torch.cat([images for images, _ in ranks]), whole)
+
+
+def test_loader_crops_are_windows_of_the_mirror_padded_image(colours: ImageSet) -> None:
+    plain, _ = loader(colours, batch=360).batch(0)
+    cropped, _ = loader(colours, batch=360, crop_padding=3).batch(0)
+    windows = F.pad(plain, (3, 3, 3, 3), mode="reflect").unfold(2, 6, 1).unfold(3, 10, 1)  # (B, C, 7, 7, H, W)
+    same = (windows == cropped[:, :, None, None]).all(dim=(1, 4, 5))  # (B, 7, 7)
+    assert same.flatten(1).any(1).all()
+    assert same.any(0).all(), "every one of the 49 shifts occurs"
 
 
 def test_loader_leaves_the_image_set_alone(digits: ImageSet) -> None:

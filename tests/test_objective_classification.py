@@ -51,6 +51,59 @@ def test_classification_smoothing_spreads_its_share_over_all_classes() -> None:
     torch.testing.assert_close(loss, -(targets * logits.flatten(1).log_softmax(dim=1)).sum(dim=1).mean())
 
 
+def test_classification_class_weights_multiply_the_loss_of_their_images() -> None:
+    logits, labels, weights = torch.randn(6, 3, 1, 1), torch.tensor([0, 1, 2, 0, 1, 2]), (0.5, 2.0, 0.0)
+    loss, _ = one_loss(Classification(class_weights=weights), make_networks(Logits()), make_batch(logits, labels))
+    each = F.cross_entropy(logits.flatten(1), labels, reduction="none")
+    torch.testing.assert_close(loss, (each * torch.tensor(weights)[labels]).mean())
+
+
+def test_classification_weighted_loss_of_two_halves_is_that_of_the_whole() -> None:
+    objective = Classification(class_weights=(0.5, 2.0, 3.0), label_smoothing=0.1)
+    logits, labels = torch.randn(6, 3, 1, 1), torch.tensor([0, 0, 0, 1, 1, 2])
+    parts = [
+        one_loss(objective, make_networks(Logits()), make_batch(logits[s], labels[s]))[0]
+        for s in (slice(3), slice(3, 6), slice(6))
+    ]
+    torch.testing.assert_close((parts[0] + parts[1]) / 2, parts[2])
+
+
+def test_classification_focal_loss_of_even_logits_is_scaled_by_what_is_missing() -> None:
+    batch = make_batch(torch.zeros(4, 10, 1, 1), torch.arange(4))
+    loss, _ = one_loss(Classification(focal_gamma=2.0), make_networks(Logits()), batch)
+    assert loss.item() == pytest.approx(0.9**2 * math.log(10))
+
+
+def test_classification_focal_loss_of_a_sure_image_has_a_finite_gradient() -> None:
+    logits = torch.tensor([[200.0, 0.0]], requires_grad=True)
+    networks = make_networks(Logits())
+    loss, _ = one_loss(
+        Classification(focal_gamma=0.5), networks, make_batch(logits[:, :, None, None], torch.tensor([0]))
+    )
+    loss.backward()
+    assert logits.grad is not None and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"focal_gamma": -1.0}, "objective.focal_gamma=-1.0 must be at least 0; 2 is usual"),
+        (
+            {"class_weights": (1.0, -1.0)},
+            "objective.class_weights=(1.0, -1.0) must be numbers of at least 0, and not all of them 0",
+        ),
+        (
+            {"class_weights": (0.0, 0.0)},
+            "objective.class_weights=(0.0, 0.0) must be numbers of at least 0, and not all of them 0",
+        ),
+    ],
+)
+def test_classification_refuses_weights_that_weigh_nothing(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Classification(**knobs)
+    assert str(caught.value) == message
+
+
 def test_classification_accuracy_is_the_share_of_largest_logits_that_are_true() -> None:
     logits = 3 * F.one_hot(torch.tensor([0, 1, 2, 9]), 10).float()[:, :, None, None]
     _, metrics = one_loss(Classification(), make_networks(Logits()), make_batch(logits, torch.arange(4)))
@@ -78,7 +131,8 @@ def test_classification_refuses_models_of_other_modules(name: str, has: str) -> 
     with pytest.raises(ValueError) as caught:
         Classification().check(MODELS[name]())
     assert str(caught.value) == (
-        f"objective classification trains classifier, and model {name} has {has}; choose model resnet-classifier"
+        f"objective classification trains classifier, and model {name} has {has}; "
+        "choose model resnet-classifier or torchvision-resnet"
     )
 
 
@@ -87,7 +141,7 @@ def test_classification_names_an_unregistered_model_by_its_class() -> None:
         pass
 
     mystery: Any = Mystery()
-    with pytest.raises(ValueError, match=r"and model Mystery has no such module; choose model resnet-classifier$"):
+    with pytest.raises(ValueError, match=r"and model Mystery has no such module; choose model resnet-classifier or "):
         Classification().check(mystery)
 
 

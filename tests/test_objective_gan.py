@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from genray.models import MODELS
 from genray.models.dcgan import DCGAN
 from genray.objectives import Batch, Networks
-from genray.objectives.gan import GAN, zero_centered_gradient_penalty
+from genray.objectives.gan import GAN
+from genray.objectives.penalties import zero_centered_gradient_penalty
 from genray.streams import Draws
 
 PENALISED = DCGAN(width=4, latent_dim=6, discriminator_norm="none")
@@ -291,6 +292,18 @@ def test_gan_accepts_a_gradient_penalty_without_batch_norm() -> None:
         ({"gamma": -1.0}, "objective.gamma=-1.0 must be at least 0"),
         ({"gamma": math.nan}, "objective.gamma=nan must be at least 0"),
         ({"num_discriminator_steps": 0}, "objective.num_discriminator_steps=0 must be at least 1"),
+        ({"gradient_penalty": -1.0}, "objective.gradient_penalty=-1.0 must be at least 0"),
+        ({"augment_probability": 1.5}, "objective.augment_probability=1.5 must lie in [0, 1]"),
+        (
+            {"augment_target": 0.6},
+            "objective.augment_target=0.6 steers operations, and objective.augment names none; "
+            "set --objective.augment color translation cutout",
+        ),
+        (
+            {"augment_target": 0.6, "augment": ("color",), "form": "relativistic"},
+            "objective.augment_target=0.6 reads the sign of logits, and those of form='relativistic' have no zero; "
+            "anneal objective.augment_probability instead",
+        ),
     ],
 )
 def test_gan_refuses_knobs_out_of_range(knobs: dict[str, Any], message: str) -> None:

@@ -1,5 +1,6 @@
 """One job without a cluster (cluster.num_workers=0): tracked, scored, registered, and refused early."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_config
+from image_folders import folder_data, make_folder
 from mlflow import MlflowClient
 
 from genray import mlflow_champion, mlflow_registry, ray_job
-from genray.config import Cluster, Config, Tracking, Train
-from genray.errors import ResumeError, StorageError, TrackingError
+from genray.config import Cluster, Config, Data, Tracking, Train
+from genray.data.images import load_images
+from genray.errors import DataError, ResumeError, StorageError, TrackingError
 from genray.models.vae import MLPVAE
 from genray.objectives.elbo import ELBO
 from genray.paths import resolved
@@ -44,6 +47,37 @@ def finished(tmp_path_factory):
     ray_job.run(resolved(replace(classifier, run=replace(classifier.run, storage=str(storage)), **here)))
     config = job_config(storage)
     return storage, config, ray_job.run(config)
+
+
+def test_job_writes_down_the_splits_of_a_classifier(finished):
+    storage, _, _ = finished
+    noted = json.loads((storage / "digits-classifier" / "splits.json").read_text())
+    for split in ("train", "test"):
+        images = load_images(Data(name="digits"), split)
+        assert noted[split]["digest"] == images.digest and noted[split]["images"] == len(images)
+
+
+@pytest.mark.parametrize("on_leak", ["stop", "warn"])
+def test_job_stops_at_a_leaking_split_unless_told_to_warn(tmp_path, on_leak, caplog):
+    names = [f"{split}/{name}/{i}.png" for split in ("train", "test") for name in ("a", "b") for i in range(4)]
+    root = make_folder(tmp_path / "images", names)
+    (root / "test/a/0.png").write_bytes((root / "train/b/1.png").read_bytes())
+    quick = preset("digits-classifier")
+    config = replace(
+        quick,
+        data=folder_data(root, tmp_path, on_leak=on_leak),
+        train=replace(quick.train, num_steps=2, global_batch_size=4),
+        cluster=Cluster(num_workers=0),
+        tracking=Tracking(uri=f"sqlite:///{tmp_path / 'mlflow.db'}"),
+    )
+    config = resolved(replace(config, run=replace(config.run, storage=str(tmp_path / "runs"))))
+    if on_leak == "stop":
+        with pytest.raises(DataError, match=r"^1 of 8 images of split 'test' of 'folder' are in split 'train' too"):
+            ray_job.run(config)
+        assert not (tmp_path / "runs" / config.run.name / "config.json").exists()
+    else:
+        assert ray_job.run(config).outcome.step == 2
+        assert "1 of 8 images of split 'test'" in caplog.text
 
 
 def test_job_leaves_every_metric_of_its_journals_in_mlflow_once(finished):

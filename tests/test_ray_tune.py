@@ -15,6 +15,7 @@ import psutil
 import pytest
 import ray
 import torch
+from image_folders import make_folder, paint
 from ray.cluster_utils import Cluster as Raylets
 
 from genray import ray_study, ray_train, ray_tune
@@ -22,7 +23,7 @@ from genray.checkpoint import SCORES, SNAPSHOTS, latest, step_name
 from genray.config import Cluster, Config, Data, Eval, Optim, Run, Tracking, Train
 from genray.data.images import load_images
 from genray.distributed import current
-from genray.errors import ClusterError, ConfigError, RegistryError
+from genray.errors import ClusterError, ConfigError, RegistryError, ResumeError
 from genray.evaluation.scoring import read_scores, score_snapshot
 from genray.models.dcgan import DCGAN
 from genray.models.vae import MLPVAE
@@ -347,3 +348,15 @@ def test_a_search_without_anything_to_score_with_is_refused_before_a_trial(one_n
     with pytest.raises(RegistryError, match=r"^no trial could be scored: fid compares features"):
         ray_study.run(replace(made, config=gan, space={"optim.lr": LR["optim.lr"]}))
     assert not (tmp_path / "runs" / "study" / "trials").exists()
+
+
+@pytest.mark.mlflow
+def test_a_study_whose_images_have_changed_is_not_resumed(one_node: None, tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "images", [f"{kind}/{i}.png" for kind in "ab" for i in range(20)])
+    made = settings(tmp_path, num_trials=1, num_steps=20)
+    data = Data(name="folder", root=str(root), image_size=(8, 8), channels=1, cache=str(tmp_path / "cache"))
+    made = replace(made, config=replace(made.config, data=data))
+    ray_study.run(made)
+    paint(99).save(root / "a" / "0.png")
+    with pytest.raises(ResumeError, match=r"^the images of study 'study' have changed, .* \(digests of train: "):
+        ray_study.run(made)

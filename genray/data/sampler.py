@@ -65,12 +65,14 @@ class Loader:
         device: torch.device,
         flip: bool,
         channels_last: bool,
+        crop_padding: int = 0,
     ) -> None:
         self._sampler = sampler
         self._start, self._stop, _ = rank_slice.indices(sampler.global_batch_size)
         self._seed = streams.derive_seed(seed, "data")
         self._device = device
         self._flip = flip
+        self._crop_padding = crop_padding
         self._channels_last = channels_last
         pixels = image_set.images.permute(0, 2, 3, 1).contiguous()  # (N, H, W, C), as load_images has it
         self._pixels = pixels.to(device) if _fits(pixels, device) else pixels
@@ -79,8 +81,8 @@ class Loader:
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) float32 in [-1, 1] and labels (B,) of this rank at `step`.
 
-        With `flip`, each image is mirrored with probability 1/2, by draws for the global batch: which
-        ones does not depend on the number of ranks.
+        With `flip`, each image is mirrored with probability 1/2, and with `crop_padding` shifted by up to so
+        many pixels in each direction, by draws for the global batch: they do not depend on the number of ranks.
         """
         share = self._sampler.indices(step)[self._start : self._stop]
         here = _send(share, self._device)
@@ -90,6 +92,8 @@ class Loader:
             pixels = self._pixels.index_select(0, here)
         if self._flip:
             pixels = _mirror(pixels, self._draws(step).uniform("flip") < 0.5)
+        if self._crop_padding:
+            pixels = _crop(pixels, self._crop_padding, self._draws(step))
         return normalise(pixels, channels_last=self._channels_last), self._labels.index_select(0, here)
 
     def _draws(self, step: int) -> streams.Draws:
@@ -144,6 +148,23 @@ def _send(rows: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return rows.to(device)
     return (rows if rows.is_pinned() else rows.pin_memory()).to(device, non_blocking=True)
+
+
+def _crop(pixels: Tensor, padding: int, draws: streams.Draws) -> Tensor:
+    """`pixels` (B, H, W, C), each image a random crop of itself with `padding` mirrored pixels on every side."""
+    shifts = draws.integers("crop", 2 * padding + 1, 2) - padding
+    rows, columns = (
+        _reflected(torch.arange(side, device=pixels.device) + shift[:, None], side)
+        for side, shift in zip(pixels.shape[1:3], shifts.unbind(1), strict=True)
+    )
+    images = torch.arange(len(pixels), device=pixels.device)
+    return pixels[images[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _reflected(positions: Tensor, side: int) -> Tensor:
+    """Positions beyond 0 and `side` - 1 thrown back, the border itself not repeated."""
+    last = side - 1
+    return last - (last - positions.abs()).abs()
 
 
 def _mirror(pixels: Tensor, chosen: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 
 from genray.models.dcgan import DCGAN
 from genray.models.resnet import ResNetClassifier
+from genray.models.torchvision_resnet import TorchvisionResNet
 from genray.models.vae import MLPVAE, ConvVAE
 
 
@@ -36,4 +37,5 @@ MODELS: dict[str, type[Model]] = {
     "conv-vae": ConvVAE,
     "mlp-vae": MLPVAE,
     "resnet-classifier": ResNetClassifier,
+    "torchvision-resnet": TorchvisionResNet,
 }

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -85,3 +85,11 @@ class Objective(Protocol):
 
         Gradients of the modules of other phases are off meanwhile.
         """
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An objective that remembers something from step to step."""
+
+    def state(self) -> dict[str, nn.Module]:
+        """Modules that hold it as buffers, beside the model's: part of every checkpoint, trained by no phase."""

@@ -1,47 +1,86 @@
-"""Adversarial losses.
+"""Adversarial training: a discriminator tells reals from fakes, a generator makes the fakes.
 
-Goodfellow et al. 2014, arXiv:1406.2661 (non-saturating); Lim and Ye 2017, arXiv:1705.02894 (hinge);
-Mescheder et al. 2018, arXiv:1801.04406 (gradient penalty on reals).
+The forms of the loss are those of `adversarial`, the penalties those of `penalties`; any form goes with any of them.
 """
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
+from genray.objectives.adversarial import Form, generator_loss, margin_loss, one_per_sample
+from genray.objectives.augmentation import NUM_DRAWS, AdaptiveProbability, Operation, augment
 from genray.objectives.base import Batch, Networks, Phase
 from genray.objectives.matching import require_modules
+from genray.objectives.penalties import interpolates, unit_gradient_penalty, zero_centered_gradient_penalty
+
+PENALTY_NAMES = {"reals": "r1", "fakes": "r2"}
+ADAPTIVE = "augmentation"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GAN:
-    """The discriminator tells reals from fakes, in two backward passes; the generator makes its logits of fakes rise.
+    """The discriminator tells reals from fakes; the generator makes its logits of fakes rise.
 
     Both phases of a step see the same fakes, made from one set of latents and, if the networks are
     conditional, the labels of the reals.
     """
 
-    form: Literal["non-saturating", "hinge"] = "non-saturating"
-    """How logits become a loss."""
+    form: Form = "non-saturating"
+    """How logits become a loss; relativistic compares each real with the fake of its place in the batch."""
     gamma: float = 0.0
-    """Weight of the gradient penalty on reals (R1); 0: none."""
+    """Weight of the zero-centred gradient penalty; 0: none."""
+    penalised: Literal["reals", "fakes", "both"] = "reals"
+    """Where that penalty is taken: at reals (R1), fakes (R2), or both as in R3GAN."""
+    gradient_penalty: float = 0.0
+    """Weight of the penalty that pulls gradients between reals and fakes to length 1 (WGAN-GP, there 10); 0: none."""
     num_discriminator_steps: int = 1
     """Steps, each of one discriminator update, to one update of the generator."""
+    augment: tuple[Operation, ...] = ()
+    """Operations on whatever the discriminator sees: color, translation, cutout."""
+    augment_probability: float = 1.0
+    """Probability of each operation for each image, where it is not adaptive."""
+    augment_target: float | None = None
+    """Mean sign of the logits of reals that an adaptive probability steers to, e.g. 0.6. None: it is not adaptive."""
+    augment_samples: int = 500_000
+    """Images in which an adaptive probability may go from 0 to 1."""
 
     def __post_init__(self) -> None:
-        if not self.gamma >= 0:
-            raise ValueError(f"objective.gamma={self.gamma!r} must be at least 0")
-        if not self.num_discriminator_steps >= 1:
-            raise ValueError(f"objective.num_discriminator_steps={self.num_discriminator_steps!r} must be at least 1")
+        for name in ("gamma", "gradient_penalty"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"objective.{name}={getattr(self, name)!r} must be at least 0")
+        for name in ("num_discriminator_steps", "augment_samples"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"objective.{name}={getattr(self, name)!r} must be at least 1")
+        if not 0 <= self.augment_probability <= 1:
+            raise ValueError(f"objective.augment_probability={self.augment_probability!r} must lie in [0, 1]")
+        if self.augment_target is not None:
+            self._check_target(self.augment_target)
+
+    def _check_target(self, target: float) -> None:
+        if not 0 < target < 1:
+            raise ValueError(f"objective.augment_target={target!r} must lie between 0 and 1, e.g. 0.6")
+        if not self.augment:
+            raise ValueError(
+                f"objective.augment_target={target!r} steers operations, and objective.augment names none; "
+                "set --objective.augment color translation cutout"
+            )
+        if self.form in ("relativistic", "wasserstein"):
+            raise ValueError(
+                f"objective.augment_target={target!r} reads the sign of logits, and those of form={self.form!r} have "
+                "no zero; anneal objective.augment_probability instead"
+            )
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         """Discriminator, then generator."""
+        parts = ("pairs",) if self.form == "relativistic" else ("reals", "fakes")
+        if self.gradient_penalty > 0:
+            parts = ("interpolates", *parts)  # never last: the penalty does not reach the last bias
         return (
-            Phase("discriminator", parts=("reals", "fakes")),
+            Phase("discriminator", parts=parts),
             Phase("generator", parts=("fakes",), every=self.num_discriminator_steps),
         )
 
@@ -50,15 +89,20 @@ class GAN:
         """The generator."""
         return "generator"
 
+    def state(self) -> dict[str, nn.Module]:
+        """The probability of augmentation, where it is adaptive."""
+        return {} if self.augment_target is None else {ADAPTIVE: AdaptiveProbability()}
+
     def check(self, model: Any) -> None:
         """Raises ValueError for a model of other modules, or one whose batch norm spoils the gradient penalty."""
         require_modules("gan", ("generator", "discriminator"), model)
-        if self.gamma > 0 and getattr(model, "discriminator_norm", "none") == "batch":
-            raise ValueError(
-                f"objective.gamma={self.gamma!r} penalises a gradient per sample, and "
-                "model.discriminator_norm='batch' mixes the samples of a batch; "
-                "set --model.discriminator-norm none, or --objective.gamma 0"
-            )
+        for name in ("gamma", "gradient_penalty"):
+            if getattr(self, name) > 0 and getattr(model, "discriminator_norm", "none") == "batch":
+                raise ValueError(
+                    f"objective.{name}={getattr(self, name)!r} penalises a gradient per sample, and "
+                    "model.discriminator_norm='batch' mixes the samples of a batch; "
+                    f"set --model.discriminator-norm none, or --objective.{name.replace('_', '-')} 0"
+                )
 
     def prepare(self, networks: Networks, batch: Batch) -> Tensor:
         """Fakes (B, C, H, W) in [-1, 1], with the generator's graph when its phase is due in this step."""
@@ -78,72 +122,92 @@ class GAN:
         """Mean loss of a part of a phase, and its metrics; `shared` are the fakes."""
         if phase == "generator":
             return self._generator_loss(networks, batch, shared)
-        if part == "reals":
-            return self._reals_loss(networks, batch)
-        return self._fakes_loss(networks, batch, shared)
+        if part == "pairs":
+            return self._pairs_loss(networks, batch, shared)
+        if part == "interpolates":
+            return self._interpolates_loss(networks, batch, shared)
+        return self._side_loss(part, networks, batch, batch.images if part == "reals" else shared)
 
     def _generator_loss(self, networks: Networks, batch: Batch, fakes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = _one_per_sample(networks.bare["discriminator"](fakes, _labels(networks, batch)), fakes)
-        loss = F.softplus(-logits).mean() if self.form == "non-saturating" else -logits.mean()
+        discriminator, labels = networks.bare["discriminator"], _labels(networks, batch)
+        shown = self._augmented(fakes, "generator", networks, batch)
+        margins = one_per_sample(discriminator(shown, labels), fakes)
+        if self.form == "relativistic":
+            with torch.no_grad():
+                reals = self._augmented(batch.images, "generator/reals", networks, batch)
+                margins_of_reals = one_per_sample(discriminator(reals, labels), reals)
+            margins = margins - margins_of_reals
+        loss = generator_loss(self.form, margins).mean()
         return loss, {"generator/loss": loss.detach()}
 
-    def _fakes_loss(self, networks: Networks, batch: Batch, fakes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = _one_per_sample(networks.wrapped["discriminator"](fakes.detach(), _labels(networks, batch)), fakes)
-        loss = F.softplus(logits).mean() if self.form == "non-saturating" else F.relu(1 + logits).mean()
-        return loss, {
-            "discriminator/loss_fakes": loss.detach(),
-            "discriminator/logits_fakes": logits.detach().mean(),
-            "discriminator/accuracy_fakes": (logits.detach() < 0).float().mean(),
-        }
-
-    def _reals_loss(self, networks: Networks, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        reals = batch.images.detach().requires_grad_(self.gamma > 0)
-        # a gradient of gradients in bf16 keeps 2 to 3 digits of nothing much
-        exact = torch.autocast(reals.device.type, enabled=False) if self.gamma > 0 else nullcontext()
-        with exact:
-            logits = _one_per_sample(networks.wrapped["discriminator"](reals, _labels(networks, batch)), reals)
-            loss = F.softplus(-logits).mean() if self.form == "non-saturating" else F.relu(1 - logits).mean()
+    def _side_loss(
+        self, side: str, networks: Networks, batch: Batch, samples: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the discriminator for all reals, or for all fakes."""
+        penalised = self.gamma > 0 and self.penalised in (side, "both")
+        samples = self._augmented(samples.detach(), side, networks, batch).detach().requires_grad_(penalised)
+        with _exactly(samples, penalised):
+            logits = one_per_sample(networks.wrapped["discriminator"](samples, _labels(networks, batch)), samples)
+            margins = logits if side == "reals" else -logits
+            loss = margin_loss(self.form, margins).mean()
             metrics = {
-                "discriminator/loss_reals": loss.detach(),
-                "discriminator/logits_reals": logits.detach().mean(),
-                "discriminator/accuracy_reals": (logits.detach() > 0).float().mean(),
+                f"discriminator/loss_{side}": loss.detach(),
+                f"discriminator/logits_{side}": logits.detach().mean(),
+                f"discriminator/accuracy_{side}": (margins.detach() > 0).float().mean(),
             }
-            if self.gamma > 0:
-                penalty = zero_centered_gradient_penalty(reals, logits).mean()
-                metrics["discriminator/r1"] = penalty.detach()
+            if penalised:
+                penalty = zero_centered_gradient_penalty(samples, logits).mean()
+                metrics[f"discriminator/{PENALTY_NAMES[side]}"] = penalty.detach()
                 loss = loss + self.gamma / 2 * penalty
+        if side == "reals" and self.augment_target is not None:
+            adaptive: Any = networks.bare[ADAPTIVE]
+            adaptive.update(logits.detach(), self.augment_target, batch.draws.num_global / self.augment_samples)
+            metrics["discriminator/augment_probability"] = adaptive.probability.clone()
         return loss, metrics
 
+    def _pairs_loss(self, networks: Networks, batch: Batch, fakes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the discriminator for every real beside one fake, both in one pass through it."""
+        penalised, labels = self.gamma > 0, _labels(networks, batch)
+        samples = torch.cat(self._both_augmented(networks, batch, fakes)).detach().requires_grad_(penalised)
+        with _exactly(samples, penalised):
+            twice = None if labels is None else labels.repeat(2)
+            logits = one_per_sample(networks.wrapped["discriminator"](samples, twice), samples)
+            reals, fake = logits.chunk(2)
+            loss = margin_loss(self.form, reals - fake).mean()
+            right = (reals.detach() > fake.detach()).float().mean()
+            metrics = {"discriminator/loss": loss.detach(), "discriminator/margin": (reals - fake).detach().mean()}
+            metrics |= {f"discriminator/accuracy_{side}": right for side in PENALTY_NAMES}
+            if penalised:
+                penalties = zero_centered_gradient_penalty(samples, logits).view(2, -1).mean(dim=1)
+                for (side, name), penalty in zip(PENALTY_NAMES.items(), penalties, strict=True):
+                    if self.penalised in (side, "both"):
+                        metrics[f"discriminator/{name}"] = penalty.detach()
+                        loss = loss + self.gamma / 2 * penalty
+        return loss, metrics
 
-def zero_centered_gradient_penalty(samples: Tensor, logits: Tensor) -> Tensor:
-    """How steeply each logit depends on its own sample: the squared length of that gradient.
+    def _interpolates_loss(self, networks: Networks, batch: Batch, fakes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        reals, fakes = self._both_augmented(networks, batch, fakes)
+        samples = interpolates(reals, fakes, batch.draws.uniform("interpolates", 1, 1, 1))
+        with _exactly(samples, True):
+            logits = one_per_sample(networks.wrapped["discriminator"](samples, _labels(networks, batch)), samples)
+            penalty = unit_gradient_penalty(samples, logits).mean()
+        return self.gradient_penalty * penalty, {"discriminator/gradient_penalty": penalty.detach()}
 
-    R1 for reals, R2 for fakes (Mescheder et al. 2018, arXiv:1801.04406). Differentiable, so that
-    it can be part of a loss.
+    def _both_augmented(self, networks: Networks, batch: Batch, fakes: Tensor) -> tuple[Tensor, Tensor]:
+        reals = self._augmented(batch.images, "reals", networks, batch)
+        return reals, self._augmented(fakes.detach(), "fakes", networks, batch)
 
-    Args:
-        samples: (B, *sample_shape), requires grad; `logits` were computed from this tensor itself.
-        logits: (B,), unbounded; each depends on its own sample only.
-
-    Returns:
-        (B,), non-negative, without a weight: the caller takes the mean and multiplies by gamma / 2.
-
-    Raises:
-        ValueError: `logits` is not (B,).
-    """
-    _one_per_sample(logits, samples)
-    (gradient,) = torch.autograd.grad(logits.sum(), samples, create_graph=True)
-    return gradient.square().sum(dim=tuple(range(1, gradient.ndim)))
+    def _augmented(self, images: Tensor, stream: str, networks: Networks, batch: Batch) -> Tensor:
+        if not self.augment:
+            return images
+        adaptive: Any = networks.bare.get(ADAPTIVE)
+        probability = self.augment_probability if adaptive is None else adaptive.probability
+        return augment(images, batch.draws.uniform(f"augment/{stream}", NUM_DRAWS), self.augment, probability)
 
 
-def _one_per_sample(logits: Tensor, samples: Tensor) -> Tensor:
-    """`logits` in fp32, refused unless (B,): (B, 1) would pair every real with every fake, silently."""
-    if logits.shape != samples.shape[:1]:
-        raise ValueError(
-            f"logits must have shape (B,) = ({len(samples)},), got {tuple(logits.shape)}; "
-            "end the discriminator with .flatten()"
-        )
-    return logits.float()
+def _exactly(samples: Tensor, penalised: bool) -> AbstractContextManager[Any]:
+    """fp32 where a gradient is penalised: a gradient of gradients in bf16 keeps 2 to 3 digits of nothing much."""
+    return torch.autocast(samples.device.type, enabled=False) if penalised else nullcontext()
 
 
 def _labels(networks: Networks, batch: Batch) -> Tensor | None:

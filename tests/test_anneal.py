@@ -1,0 +1,102 @@
+"""Values that move while a run goes: their paths, and the fields that may."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny_config
+
+from genray import checkpoint
+from genray.anneal import Anneal, annealed
+from genray.config import Config, differences
+from genray.distributed import World
+from genray.errors import ConfigError
+from genray.storage import RunFolder
+from genray.tracking import NullTracker
+from genray.trainer import Trainer
+
+TO = ("optim.lr=0.0005", "optim.betas.1=0.5", "objective.gamma=3", "train.ema_half_life=0")
+
+
+def with_anneal(*to: str, **fields: object) -> Config:
+    return tiny_config(anneal=Anneal(to=to, **fields))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("shape", "at_a_quarter"), [("linear", 0.25), ("cosine", (1 - math.cos(math.pi / 4)) / 2)])
+def test_annealed_values_lie_where_the_shape_puts_them(shape, at_a_quarter):
+    config = with_anneal(*TO, samples=100, shape=shape)
+    now = annealed(config, 25)
+    assert now.optim.lr == pytest.approx(1e-3 - 5e-4 * at_a_quarter)
+    assert now.optim.betas == pytest.approx((0.5, 0.99 - 0.49 * at_a_quarter))
+    assert now.objective.gamma == pytest.approx(1 + 2 * at_a_quarter)
+    assert now.train.ema_half_life == pytest.approx(10_000 * (1 - at_a_quarter))
+
+
+def test_annealed_values_stay_at_their_ends():
+    config = with_anneal("objective.gamma=3", samples=100)
+    assert [annealed(config, seen).objective.gamma for seen in (0, 100, 128)] == [1.0, 3.0, 3.0]
+
+
+def test_annealed_values_without_a_length_arrive_with_the_run():
+    config = with_anneal("objective.gamma=3", shape="linear")  # 8 steps of 16
+    assert [annealed(config, seen).objective.gamma for seen in (0, 64, 128)] == [1.0, 2.0, 3.0]
+
+
+def test_run_steps_with_the_values_of_its_moment(tmp_path, digits):
+    config = with_anneal(*TO, samples=32, shape="linear")
+    folder, world = RunFolder.open(str(tmp_path), "tiny"), World(0, 1, torch.device("cpu"))
+    trainer = Trainer(config, digits, folder, store=checkpoint.NullStore(), tracker=NullTracker(), world=world)
+    trainer.update()
+    trainer.update()
+    groups = [state.optimizer.param_groups[0] for state in trainer.phases]
+    assert [x for group in groups for x in (group["lr"], group["betas"][1])] == pytest.approx([7.5e-4, 0.745] * 2)
+    assert trainer.ema.half_life == pytest.approx(5000)
+
+
+def refused(*to: str, **sections: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        tiny_config(anneal=Anneal(to=to), **sections)
+    return str(caught.value)
+
+
+def test_anneal_refuses_fields_that_do_not_move():
+    assert refused("optim.eps=1").startswith("anneal.to: unknown moving field 'optim.eps'; choose from objective.")
+
+
+def test_anneal_refuses_an_end_that_the_field_would_not_take():
+    assert refused("optim.betas.1=1") == (
+        "anneal.to optim.betas.1=1.0: optim.betas=(0.5, 1.0) must both lie in [0, 1), e.g. 0.5 0.999"
+    )
+
+
+def test_anneal_refuses_an_end_that_the_model_would_not_take():
+    base = tiny_config()
+    message = refused(
+        "objective.gamma=1",
+        model=replace(base.model, discriminator_norm="batch"),
+        objective=replace(base.objective, gamma=0.0),
+    )
+    assert message.startswith("anneal.to objective.gamma=1.0: objective.gamma=1.0 penalises a gradient per sample")
+
+
+def test_anneal_refuses_a_field_without_a_start():
+    assert refused("optim.discriminator_lr=1e-4") == (
+        "anneal.to names optim.discriminator_lr, which has no value to start from; set --optim.discriminator_lr"
+    )
+
+
+@pytest.mark.parametrize("text", ["optim.lr", "optim.lr=fast", "optim.lr=nan"])
+def test_anneal_refuses_what_is_no_end(text):
+    assert refused(text) == f"anneal.to: {text!r} is not FIELD=NUMBER, e.g. optim.lr=5e-5"
+
+
+def test_anneal_refuses_two_ends_of_one_field():
+    assert refused("optim.lr=1", "optim.lr=2") == "anneal.to names optim.lr twice; give each field one end"
+
+
+@pytest.mark.parametrize(("samples", "may"), [(0, False), (64, True)])
+def test_run_may_be_made_longer_only_where_its_values_do_not_move_with_its_length(samples, may):
+    config = with_anneal("optim.lr=0.0005", samples=samples)
+    longer = replace(config, train=replace(config.train, num_steps=16))
+    assert (differences(config, longer) == []) is may

@@ -1,0 +1,74 @@
+"""Every GAN trains the same on two ranks as on one, and resumes exactly."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gan_cases import CASES
+from ranks import run_ranks
+from torch import Tensor
+
+from genray import checkpoint
+from genray.config import Config
+from genray.data.images import ImageSet, load_images
+from genray.distributed import World, current
+from genray.storage import RunFolder
+from genray.tracking import NullTracker
+from genray.trainer import Trainer
+
+CPU = World(0, 1, torch.device("cpu"))
+
+
+def trainer_of(config: Config, images: ImageSet, folder: RunFolder, world: World) -> Trainer:
+    store = checkpoint.FolderStore(folder)
+    return Trainer(config, images, folder, store=store, tracker=NullTracker(), world=world)
+
+
+def _gradients_and_metrics(cases: dict[str, Config]) -> dict[str, dict[str, Tensor]]:
+    """Gradients of the first step, and losses and other means over ranks of each of three steps, of each case."""
+    images, found = load_images(next(iter(cases.values())).data, "train"), {}
+    for name, config in cases.items():
+        trainer = trainer_of(config, images, RunFolder(Path("unused")), current(False))
+        values = {}
+        for step in range(3):
+            trainer.update()
+            if step == 0:
+                for module, network in trainer.networks.bare.items():
+                    reached = {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
+                    values |= {f"gradient of {module}.{n}": gradient.clone() for n, gradient in reached.items()}
+            means = trainer.meter.collect()
+            values |= {f"{key} at step {step}": torch.tensor(v) for key, v in means.items() if key[-9:] != "grad_norm"}
+        found[name] = values
+    return found
+
+
+@pytest.fixture(scope="module")
+def worlds() -> list[dict[str, dict[str, Tensor]]]:
+    """What one process found, and what each of two ranks did."""
+    return [_gradients_and_metrics(CASES), *run_ranks(_gradients_and_metrics, 2, CASES)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gan_on_two_ranks_has_the_gradients_and_losses_of_one_process(name: str, worlds: Any) -> None:
+    alone, *ranks = (world[name] for world in worlds)
+    for rank in ranks:
+        assert rank.keys() == alone.keys()
+        for key, value in alone.items():
+            torch.testing.assert_close(rank[key], value, atol=1e-5, rtol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gan_resumed_after_two_steps_ends_with_the_very_state_of_a_run_without_a_stop(
+    name: str, tmp_path: Path, digits: ImageSet
+) -> None:
+    config = replace(CASES[name], train=replace(CASES[name].train, num_steps=4, checkpoint_every=2, sample_every=0))
+    whole, halves = (RunFolder.open(str(tmp_path), part) for part in ("whole", "halves"))
+    trainer_of(config, digits, whole, CPU).fit()
+    trainer_of(config, digits, halves, CPU).advance()
+    outcome = trainer_of(config, digits, halves, CPU).fit()
+    assert outcome.resumed_from == 2
+    left, right = (checkpoint.load(folder, 4).tensors for folder in (whole, halves))
+    assert left.keys() == right.keys()
+    assert [key for key in left if not torch.equal(left[key], right[key])] == []

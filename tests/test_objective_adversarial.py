@@ -1,0 +1,152 @@
+"""The forms of the adversarial loss and its penalties, against closed forms and direct evaluation in float64."""
+
+from typing import Any
+
+import pytest
+import torch
+from test_objective_gan import Constant, Linear, make_batch, make_networks, part_losses, run_phase
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from genray.models.dcgan import DCGAN
+from genray.objectives.gan import GAN
+from genray.objectives.penalties import interpolates, unit_gradient_penalty
+
+
+class HalfSquare(nn.Module):
+    """The discriminator D(x) = |x|² / 2, whose gradient at x is x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.scale * images.square().flatten(1).sum(dim=1) / 2
+
+
+@pytest.mark.parametrize("logit", [-1.5, 0.0, 2.0])
+@pytest.mark.parametrize(
+    ("form", "reals", "fakes", "generator"),
+    [
+        ("least-squares", lambda d: (d - 1) ** 2 / 2, lambda d: (d + 1) ** 2 / 2, lambda d: (d - 1) ** 2 / 2),
+        ("wasserstein", lambda d: -d, lambda d: d, lambda d: -d),
+    ],
+)
+def test_form_gives_a_constant_logit_the_losses_of_its_paper(
+    form: Any, reals: Any, fakes: Any, generator: Any, logit: float
+) -> None:
+    losses = part_losses(GAN(form=form), make_networks(discriminator=Constant(logit)))
+    assert losses == pytest.approx([reals(logit), fakes(logit), generator(logit)], abs=1e-6)
+
+
+@pytest.mark.parametrize("penalised", ["reals", "fakes", "both"])
+def test_relativistic_loss_with_penalties_equals_a_sum_over_pairs_one_by_one(penalised: Any) -> None:
+    batch, networks = make_batch(), make_networks()
+    objective = GAN(form="relativistic", gamma=0.7, penalised=penalised)
+    fakes = objective.prepare(networks, batch)
+    loss, _ = objective.loss("discriminator", "pairs", networks, batch, fakes)
+    discriminator = networks.bare["discriminator"]
+
+    def slope(image: Tensor) -> Tensor:
+        return torch.func.grad(lambda x: discriminator(x[None])[0])(image).square().sum()
+
+    total = torch.zeros(())
+    for real, fake in zip(batch.images, fakes.detach(), strict=True):
+        total += F.softplus(discriminator(fake[None])[0] - discriminator(real[None])[0])
+        total += 0.35 * sum(slope(x) for x, side in ((real, "reals"), (fake, "fakes")) if penalised in (side, "both"))
+    torch.testing.assert_close(loss, total / len(fakes))
+
+
+def test_relativistic_generator_loss_pairs_each_fake_with_its_real() -> None:
+    batch, networks = make_batch(), make_networks(discriminator=Linear(64))
+    fakes = make_batch().images.flip(0) * 0.5
+    loss, _ = GAN(form="relativistic").loss("generator", "fakes", networks, batch, fakes)
+    discriminator = networks.bare["discriminator"]
+    pairs = [
+        F.softplus(discriminator(r[None]) - discriminator(f[None])) for r, f in zip(batch.images, fakes, strict=True)
+    ]
+    torch.testing.assert_close(loss, torch.cat(pairs).mean())
+
+
+def test_relativistic_logits_keep_their_loss_when_all_move_by_a_constant() -> None:
+    class Shifted(Linear):
+        def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+            return super().forward(images) + 100
+
+    torch.manual_seed(0)
+    plain, shifted = Linear(64), Shifted(64)
+    shifted.load_state_dict(plain.state_dict())
+    losses = []
+    for discriminator in (plain, shifted):
+        batch, networks = make_batch(), make_networks(discriminator=discriminator)
+        objective = GAN(form="relativistic")
+        losses.append(objective.loss("discriminator", "pairs", networks, batch, -batch.images)[0])
+    torch.testing.assert_close(*losses, atol=1e-4, rtol=0)
+
+
+def test_unit_gradient_penalty_of_a_linear_discriminator_is_the_distance_of_its_weight_from_length_one() -> None:
+    discriminator, samples = Linear(64), torch.randn(5, 1, 8, 8, requires_grad=True)
+    penalty = unit_gradient_penalty(samples, discriminator(samples))
+    torch.testing.assert_close(penalty, (discriminator.layer.weight.norm() - 1).square().expand(5))
+
+
+def test_unit_gradient_penalty_of_a_flat_discriminator_has_finite_gradients() -> None:
+    discriminator, samples = Linear(64), torch.randn(5, 1, 8, 8, requires_grad=True)
+    nn.init.zeros_(discriminator.layer.weight)
+    unit_gradient_penalty(samples, discriminator(samples)).sum().backward()
+    assert discriminator.layer.weight.grad is not None and discriminator.layer.weight.grad.isfinite().all()
+
+
+def test_gradient_penalty_is_taken_at_points_between_real_and_fake_that_the_step_draws() -> None:
+    batch, networks = make_batch(), make_networks(discriminator=HalfSquare())
+    fakes = torch.zeros(4, 1, 8, 8)
+    loss, _ = GAN(gradient_penalty=10.0).loss("discriminator", "interpolates", networks, batch, fakes)
+    shares = batch.draws.uniform("interpolates", 1, 1, 1)
+    lengths = ((1 - shares) * batch.images).flatten(1).norm(dim=1)
+    torch.testing.assert_close(loss, 10 * (lengths - 1).square().mean())
+
+
+def test_interpolates_with_share_zero_are_reals_and_with_one_fakes() -> None:
+    reals, fakes = make_batch().images, torch.zeros(4, 1, 8, 8)
+    ends = [interpolates(reals, fakes, torch.full((4, 1, 1, 1), share)) for share in (0.0, 1.0)]
+    assert torch.equal(ends[0], reals) and torch.equal(ends[1], fakes)
+
+
+@pytest.mark.parametrize("side", ["reals", "fakes"])
+def test_gamma_penalises_the_side_that_was_named_and_no_other(side: Any) -> None:
+    batch, networks = make_batch(), make_networks()
+    objective = GAN(gamma=1.0, penalised=side)
+    metrics = run_phase(objective, "discriminator", networks, batch, objective.prepare(networks, batch))
+    assert {"discriminator/r1", "discriminator/r2"} & metrics.keys() == {
+        "discriminator/r1" if side == "reals" else "discriminator/r2"
+    }
+
+
+@pytest.mark.parametrize("form", ["non-saturating", "hinge", "least-squares", "wasserstein", "relativistic"])
+def test_last_part_of_every_form_with_every_penalty_reaches_every_parameter(form: Any) -> None:
+    objective = GAN(form=form, gamma=1.0, penalised="both", gradient_penalty=10.0)
+    batch, networks = make_batch(), make_networks()
+    last = objective.phases[0].parts[-1]
+    objective.loss("discriminator", last, networks, batch, objective.prepare(networks, batch))[0].backward()
+    assert all(parameter.grad is not None for parameter in networks.bare["discriminator"].parameters())
+
+
+def test_unit_gradient_penalty_through_batch_norm_is_refused() -> None:
+    with pytest.raises(ValueError) as caught:
+        GAN(gradient_penalty=10.0).check(DCGAN())
+    assert str(caught.value) == (
+        "objective.gradient_penalty=10.0 penalises a gradient per sample, and model.discriminator_norm='batch' mixes "
+        "the samples of a batch; set --model.discriminator-norm none, or --objective.gradient-penalty 0"
+    )
+
+
+def test_relativistic_labels_are_those_of_real_and_fake_of_the_pair() -> None:
+    model = DCGAN(width=4, latent_dim=6, discriminator_norm="none", conditional=True)
+    batch, networks = make_batch(), make_networks(model)
+    nn.init.normal_(networks.bare["discriminator"].embedding.weight)  # type: ignore[union-attr,arg-type]
+    objective = GAN(form="relativistic")
+    fakes = objective.prepare(networks, batch)
+    loss, _ = objective.loss("discriminator", "pairs", networks, batch, fakes)
+    discriminator = networks.bare["discriminator"]
+    apart = F.softplus(discriminator(fakes, batch.labels) - discriminator(batch.images, batch.labels)).mean()
+    torch.testing.assert_close(loss, apart)
