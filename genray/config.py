@@ -15,6 +15,7 @@ from genray.evaluation import check_names
 from genray.fields import build_section, check_at_least
 from genray.models import MODELS, Model
 from genray.objectives import OBJECTIVES, Objective
+from genray.thresholds import Health
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,61 +189,6 @@ class Eval:
         check_names(self.metrics)
 
 
-Action = Literal["off", "warn", "stop", "rollback"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Health:
-    """What a run watches in itself.
-
-    A rule that holds is noted (warn), ends the run (stop), or takes it back to its best checkpoint,
-    from where it goes on with a lower learning rate (rollback).
-    """
-
-    score_rule: Action = "stop"
-    """FID or KID above its best times `score_ratio`, or accuracy below its best divided by it.
-    Judged at each checkpoint by the scores that are there: on Ray they come while the run trains, where
-    `eval.num_cpus` cores are free for them; with cluster.num_workers=0 only after its last step."""
-    score_ratio: float = 1.5
-    """How much worse than the best is too bad."""
-    score_patience: int = 5
-    """Scores in a row that must be as bad."""
-    collapse_rule: Action = "warn"
-    """Images of the fixed latents closer to each other than `collapse_share` of the farthest they were."""
-    collapse_share: float = 0.5
-    """Share of the largest diversity so far."""
-    balance_rule: Action = "warn"
-    """Discriminator right on a share above `balance_accuracy`, and the generator's loss rising."""
-    balance_accuracy: float = 0.98
-    """Share of reals and fakes told apart."""
-    posterior_rule: Action = "warn"
-    """KL of a VAE below `posterior_kl`: the latents say nothing about the image."""
-    posterior_kl: float = 0.5
-    """Nats per image."""
-    skipped_rule: Action = "warn"
-    """More updates a step than `skipped_share` skipped for non-finite gradients since the last log point."""
-    skipped_share: float = 0.1
-    """Updates per step."""
-    patience: int = 5
-    """Log points in a row at which the balance and the posterior rule must hold."""
-    rollback_lr_factor: float = 0.5
-    """What every learning rate is multiplied by at each rollback."""
-    max_rollbacks: int = 3
-    """Rollbacks of a run; where it would take one more it stops."""
-
-    def __post_init__(self) -> None:
-        check_at_least("health", self, 1, "score_ratio", "score_patience", "patience")
-        check_at_least("health", self, 0, "posterior_kl", "skipped_share", "max_rollbacks")
-        for name in ("collapse_share", "balance_accuracy", "rollback_lr_factor"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"health.{name}={getattr(self, name)!r} must lie in (0, 1], e.g. 0.5")
-
-    @property
-    def rolls_back(self) -> bool:
-        """Whether any rule may change what a step computes; the others only end a run."""
-        return "rollback" in dataclasses.asdict(self).values()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
     """What the run asks of Ray."""
@@ -295,9 +241,10 @@ class Config:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         check_ends(self)
-        if self.train.sample_every and self.objective.product == "classifier":
+        if self.train.sample_every and self.objective.product in ("classifier", "tokenizer"):
             raise ConfigError(
-                f"train.sample_every={self.train.sample_every}: a classifier draws no samples; set it to 0"
+                f"train.sample_every={self.train.sample_every}: a {self.objective.product} draws no samples; "
+                "set it to 0"
             )
         check_names(self.eval.metrics, self.objective.product)
         per_rank_batch_size(self.train.global_batch_size, max(1, self.cluster.num_workers))
@@ -305,7 +252,7 @@ class Config:
     @property
     def task(self) -> str:
         """Name of the registered model that this run competes for, e.g. `mnist-generator`."""
-        kind = "classifier" if self.objective.product == "classifier" else "generator"
+        kind = self.objective.product if self.objective.product in ("classifier", "tokenizer") else "generator"
         return f"{self.data.name}-{kind}"
 
     def to_dict(self) -> dict[str, Any]:

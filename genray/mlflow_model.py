@@ -88,7 +88,7 @@ def render(made: Snapshot) -> str:
     module = sys.modules[knobs.__module__]
     architecture, served = inspect.getsource(module), inspect.getsource(mlflow_served)
     _check_stands_alone(architecture, served, knobs)
-    kind = "ServedClassifier" if made.product == "classifier" else "ServedGenerator"
+    kind = {"classifier": "ServedClassifier", "tokenizer": "ServedTokenizer"}.get(made.product, "ServedGenerator")
     return (
         f"# Made by genray of the snapshot {made.digest}. Needs torch, safetensors, numpy and mlflow.\n"
         f"{architecture}\n\n{served}\n\nmlflow.models.set_model({kind}({knobs.__name__}))\n"
@@ -102,6 +102,8 @@ def signature(made: Snapshot) -> ModelSignature:
     if made.product == "classifier":
         probabilities = TensorSpec(np.dtype(np.float32), (-1, len(made.classes)))
         return ModelSignature(inputs=Schema([images]), outputs=Schema([probabilities]))
+    if made.product == "tokenizer":
+        return ModelSignature(inputs=Schema([images]), outputs=Schema([TensorSpec(np.dtype(np.int64), (-1, -1, -1))]))
     return ModelSignature(
         inputs=Schema([ColSpec("long", "n"), ColSpec("long", "seed"), ColSpec("long", "label", required=False)]),
         outputs=Schema([images]),

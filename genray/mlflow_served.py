@@ -110,3 +110,17 @@ class ServedClassifier(ServedModel):
             images = pixels.permute(0, 3, 1, 2).contiguous().to(self.device).float() / 127.5 - 1
             rows.append(self.module(images).float().softmax(dim=1).cpu())
         return torch.cat(rows).numpy()
+
+
+class ServedTokenizer(ServedModel):
+    """Images in, codes out; `self.module.decode` takes codes back to logits of pixels."""
+
+    @torch.no_grad()
+    def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
+        """Codes, int64 (B, h, w), of images, uint8 (B, H, W, C)."""
+        rows = []
+        for start in range(0, len(model_input), SERVED_BATCH_SIZE):
+            pixels = torch.from_numpy(np.ascontiguousarray(model_input[start : start + SERVED_BATCH_SIZE]))
+            images = pixels.permute(0, 3, 1, 2).contiguous().to(self.device).float() / 127.5 - 1
+            rows.append(self.module.encode(images).cpu())
+        return torch.cat(rows).numpy()

@@ -54,8 +54,9 @@ def sample(
         DivergenceError: the model gives non-finite pixels.
     """
     module: Any = snapshot.module
-    if snapshot.product == "classifier":
-        raise ConfigError(f"snapshot of {snapshot.task!r} is a classifier, which makes no images; use a generator's")
+    if snapshot.product in ("classifier", "tokenizer"):
+        what = "makes no images" if snapshot.product == "classifier" else "has no distribution to draw codes from"
+        raise ConfigError(f"snapshot of {snapshot.task!r} is a {snapshot.product}, which {what}; use a generator's")
     _check_range("num", num, 1)
     _check_range("seed", seed, 0)
     _check_range("truncation", truncation, 0)

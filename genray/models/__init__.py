@@ -11,6 +11,7 @@ from torch import nn
 
 from genray.models.dcgan import DCGAN
 from genray.models.resnet import ResNetClassifier
+from genray.models.tokenizer import Tokenizer
 from genray.models.torchvision_resnet import TorchvisionResNet
 from genray.models.vae import MLPVAE, ConvVAE
 
@@ -36,6 +37,7 @@ MODELS: dict[str, type[Model]] = {
     "dcgan": DCGAN,
     "conv-vae": ConvVAE,
     "mlp-vae": MLPVAE,
+    "tokenizer": Tokenizer,
     "resnet-classifier": ResNetClassifier,
     "torchvision-resnet": TorchvisionResNet,
 }
