@@ -22,6 +22,7 @@ import matplotlib
 matplotlib.use("agg")
 import psutil
 from matplotlib import pyplot as plt
+from mlflow import MlflowClient
 from turns import conditions, finish, parser, say
 
 from genray import ray_study
@@ -74,7 +75,7 @@ class Watch:
         journal = Path(self.made.config.run.storage) / self.made.search.name / "study.jsonl"
         while not self.done.wait(self.every):
             ended = journal.read_text().count('"event":"finished"') if journal.is_file() else 0
-            if not ended:
+            if not 0 < ended < self.made.search.num_trials:  # before the first, or while pictures are drawn
                 continue
             trials = [0.0]
             for process in psutil.process_iter(["name", "cmdline", "memory_info"]):
@@ -95,6 +96,14 @@ def fifth(values: Sequence[float], which: int) -> float:
     return statistics.fmean(values[which * share : (which + 1) * share])
 
 
+def recorded(made: Settings) -> int:
+    """Child runs that MLflow has, ended and with a score."""
+    client = MlflowClient(made.config.tracking.uri)
+    experiments = [client.get_experiment_by_name("genray/digits").experiment_id]
+    runs = client.search_runs(experiments, "tags.`genray.kind` = 'trial'", max_results=10_000)
+    return sum(run.info.status == "FINISHED" and "eval/elbo" in run.data.metrics for run in runs)
+
+
 def plot(seconds: Sequence[float], points: Sequence[Point], path: Path) -> None:
     """Seconds a trial, and memory, over the number of trials."""
     figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(7, 5), layout="constrained")
@@ -113,7 +122,7 @@ def plot(seconds: Sequence[float], points: Sequence[Point], path: Path) -> None:
 def main() -> None:
     made = parser(__doc__)
     made.add_argument("--trials", type=int, default=1000, help="trials of the study")
-    made.add_argument("--every", type=float, default=2.0, help="seconds between two looks at the memory")
+    made.add_argument("--every", type=float, default=0.5, help="seconds between two looks at the memory")
     made.add_argument("--plot", type=Path, help="where to draw the curve (PNG)")
     options: argparse.Namespace = made.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +132,7 @@ def main() -> None:
             ray_study.run(asked)
         points, study = watch.stop(), Study.open(folder, asked.search.name)
         statuses = [trial.status for trial in study.trials().values()]
-        seconds = per_trial(study)
+        seconds, in_mlflow = per_trial(study), recorded(asked)
     if statuses != ["finished"] * options.trials:
         raise SystemExit(f"not every trial has finished: {statuses}")
     if options.plot:
@@ -136,6 +145,7 @@ def main() -> None:
         "driver_ratio": round(fifth(drivers, 4) / fifth(drivers, 1), 3),
         "trials_mib": round(fifth(processes, 4)),
         "trials_ratio": round(fifth(processes, 4) / fifth(processes, 1), 3),
+        "in_mlflow": in_mlflow,
     }
     say(f"{figures}")
     finish("many_trials", {"trials": options.trials} | figures | {"versions": conditions(options, "ray")["versions"]})
