@@ -7,15 +7,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from genray import mlflow_promotion, mlflow_registry, snapshot
 from genray.config import Data, Eval
 from genray.data.images import load_images
 from genray.errors import CheckpointError, ProtocolError, RegistryError
-from genray.evaluation import card, extractors
+from genray.evaluation import card, classifier_pictures, extractors
+from genray.evaluation.card import Picture
 from genray.evaluation.folder import load_folder
 from genray.evaluation.protocol import Protocol, Score
 from genray.evaluation.scoring import load_extractor, score_images, score_snapshot
@@ -65,20 +64,26 @@ def evaluate(model: Path, uri: str, data: Data, settings: Eval) -> list[Score]:
         return score_snapshot(model, data=data, settings=settings, extractor=extractor, cache=reference_cache(data))
 
 
-def nearest_to_samples(model: Path, uri: str, data: Data, settings: Eval) -> NDArray[np.uint8] | None:
-    """Samples of a snapshot beside their nearest training images; None of a classifier, or without an extractor."""
+def pictures(model: Path, uri: str, data: Data, settings: Eval) -> list[Picture]:
+    """Of a classifier its confusions and mistakes; of others samples beside their nearest training images.
+
+    The latter need an extractor: without one there is no picture.
+    """
+    made = snapshot.load(model)
+    if made.product == "classifier":
+        return classifier_pictures.pictures(made, load_images(data, settings.split), settings.batch_size)
     with extractor_for(model, uri, data, settings) as extractor:
         if extractor is None:
-            return None
-        samples = sample(snapshot.load(model), card.NUM_SAMPLES, settings.seed, truncation=settings.truncation)
-        return _nearest(samples, extractor, data, settings)
+            return []
+        samples = sample(made, card.NUM_SAMPLES, settings.seed, truncation=settings.truncation)
+        return [_nearest(samples, extractor, data, settings)]
 
 
-def nearest_to_folder(folder: Path, uri: str, data: Data, settings: Eval) -> NDArray[np.uint8]:
+def pictures_of_folder(folder: Path, uri: str, data: Data, settings: Eval) -> list[Picture]:
     """Images of a folder that anything made beside their nearest training images."""
     samples = card.spread_over(load_folder(folder, data.image_shape[0]).images)
     with local_snapshot(_extractor_name(data, settings), uri) as extractor:
-        return _nearest(samples, extractor, data, settings)
+        return [_nearest(samples, extractor, data, settings)]
 
 
 def evaluate_folder(folder: Path, uri: str, data: Data, settings: Eval) -> list[Score]:
@@ -153,9 +158,10 @@ def extractor_for(model: Path, uri: str, data: Data, settings: Eval) -> Iterator
         yield None
 
 
-def _nearest(samples: Tensor, extractor: Path, data: Data, settings: Eval) -> NDArray[np.uint8]:
+def _nearest(samples: Tensor, extractor: Path, data: Data, settings: Eval) -> Picture:
     train, network = load_images(data, "train"), load_extractor(extractor)
-    return card.nearest_training_images(samples, train, network, settings.batch_size, reference_cache(data))
+    pixels = card.nearest_training_images(samples, train, network, settings.batch_size, reference_cache(data))
+    return card.nearest_picture(pixels)
 
 
 def _extractor_name(data: Data, settings: Eval) -> str:

@@ -65,8 +65,8 @@ def evaluate(asked: Request, uri: str, *, log: bool) -> list[Score]:
         scores = _checked(asked, mlflow_champion.evaluate(directory, uri, data, settings))
         files = []
         if asked.card is not None:
-            picture = mlflow_champion.nearest_to_samples(directory, uri, data, settings)
-            files = card.write(asked.card, f"{made.task}, step {made.step}: {subject}", scores, picture)
+            pictures = mlflow_champion.pictures(directory, uri, data, settings)
+            files = card.write(asked.card, f"{made.task}, step {made.step}: {subject}", scores, pictures)
     if log or not is_path(asked.model):
         tags = {mlflow_registry.DIGEST_TAG: made.digest, "genray.task": made.task}
         log_scores(uri, subject, scores, experiment=f"genray/{data.name}", tags=tags, step=made.step, files=files)
@@ -82,8 +82,8 @@ def _folder(asked: Request, uri: str, log: bool) -> list[Score]:
     scores = _checked(asked, mlflow_champion.evaluate_folder(folder, uri, data, settings))
     files = []
     if asked.card is not None:
-        picture = mlflow_champion.nearest_to_folder(folder, uri, data, settings)
-        files = card.write(asked.card, asked.model, scores, picture)
+        pictures = mlflow_champion.pictures_of_folder(folder, uri, data, settings)
+        files = card.write(asked.card, asked.model, scores, pictures)
     if log:
         log_scores(uri, asked.model, scores, experiment=f"genray/{data.name}", tags={}, files=files)
     return scores

@@ -36,6 +36,7 @@ SPACES: dict[str, Space] = {
     "mnist-r3gan": _PENALISED,
     "mnist-stylegan2": _PENALISED,
     "mnist-vae": _VAE,
+    "mnist-mlp-vae": _VAE,
     "mnist-classifier": _CLASSIFIER,
     "cifar10-resnet18": _CLASSIFIER,
     "folder-resnet50": _CLASSIFIER,

@@ -102,7 +102,7 @@ def test_table_has_five_cells_a_metric(metric):
 
 def test_card_is_three_files_that_go_together(tmp_path):
     scores = [Score("fid", 1.0, 0.1, protocol("fid"))]
-    written = card.write(tmp_path / "card", "m/1", scores, np.zeros((4, 6, 3), np.uint8))
+    written = card.write(tmp_path / "card", "m/1", scores, [card.nearest_picture(np.zeros((4, 6, 3), np.uint8))])
     assert [path.name for path in written] == ["scores.json", "card.md", "nearest.png"]
     text = written[1].read_text()
     assert text.startswith("# m/1\n\n| metric |") and "(nearest.png)" in text

@@ -8,6 +8,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from genray.errors import ProtocolError
 from genray.evaluation.accuracy import (
     confusion_matrix,
+    macro_f1,
     macro_precision,
     macro_recall,
     per_class,
@@ -46,6 +47,29 @@ def test_macro_precision_and_recall_agree_with_sklearn(logits, labels):
     assert macro_recall(predicted, labels)[0] == pytest.approx(recall, rel=1e-9)
 
 
+def test_f1_of_every_class_and_their_mean_agree_with_sklearn(logits, labels):
+    predicted = logits.argmax(1)
+    expected = oracle.f1_score(labels, predicted, average=None)
+    assert per_class(confusion_matrix(predicted, labels, 6))["f1"] == pytest.approx(list(expected), rel=1e-9)
+    assert macro_f1(predicted, labels, 6)[0] == pytest.approx(expected.mean(), rel=1e-9)
+
+
+def test_f1_leaves_out_classes_that_do_not_occur_as_recall_does():
+    predicted, labels = torch.tensor([0, 1, 2, 0]), torch.tensor([0, 1, 1, 0])
+    assert macro_f1(predicted, labels, 4)[0] == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_spread_of_f1_is_about_the_standard_error_of_as_even_a_share():
+    labels = torch.arange(2).repeat(500)
+    predicted = torch.where(torch.arange(1000) % 10 == 3, 1 - labels, labels)
+    assert 0.5 < macro_f1(predicted, labels, 2)[1] / (0.9 * 0.1 / 1000) ** 0.5 < 2
+
+
+def test_f1_of_no_images_is_refused():
+    with pytest.raises(ProtocolError, match="of 0 images is not defined"):
+        macro_f1(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), 3)
+
+
 def test_class_that_is_never_predicted_has_precision_0():
     assert macro_precision(torch.tensor([0, 0]), torch.tensor([0, 1]))[0] == 0.25
 
@@ -71,7 +95,7 @@ def test_precision_and_recall_per_class_agree_with_sklearn(logits, labels):
 
 def test_recall_of_a_class_that_does_not_occur_is_none():
     found = per_class(confusion_matrix(torch.tensor([0, 1]), torch.tensor([0, 0]), 3))
-    assert found == {"precision": [1.0, 0.0, None], "recall": [0.5, None, None]}
+    assert found == {"precision": [1.0, 0.0, None], "recall": [0.5, None, None], "f1": [2 / 3, 0.0, None]}
 
 
 def test_calibration_error_agrees_with_torchmetrics(logits, labels):

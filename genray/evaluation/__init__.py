@@ -109,6 +109,9 @@ METRICS: dict[str, Metric] = {
     "reconstruction_fid": Metric("min", "", "Fréchet distance of features, reconstructions to reals", _VAE),
     "accuracy": Metric("max", "", "share of images whose class is named right", _CLASSIFIER, True),
     "top_k_accuracy": Metric("max", "", "share of images whose class is among the k likeliest", _CLASSIFIER),
+    "f1": Metric(
+        "max", "", "harmonic mean of precision and recall of a class, mean over the classes that occur", _CLASSIFIER
+    ),
     "calibration_error": Metric(
         "min", "", "mean gap of confidence and accuracy (Guo et al. 2017, 1706.04599)", _CLASSIFIER
     ),

@@ -7,6 +7,9 @@ from genray.errors import DivergenceError, ProtocolError
 from genray.evaluation.features import check_shape
 from genray.sampling import to_float
 from genray.snapshot import Snapshot
+from genray.streams import generator
+
+NUM_RESAMPLES = 50
 
 
 @torch.no_grad()
@@ -95,10 +98,32 @@ def macro_precision(predicted: Tensor, labels: Tensor) -> tuple[float, float]:
     return _macro(predicted, labels, predicted)
 
 
+def macro_f1(predicted: Tensor, labels: Tensor, num_classes: int) -> tuple[float, float]:
+    """Harmonic mean of precision and recall per class, averaged over the classes that occur in `labels`.
+
+    Its spread is the standard deviation over bootstrap resamples of the images, always the same ones.
+
+    Raises:
+        ProtocolError: N is 0.
+    """
+    _share(predicted == labels)
+    source, found = generator(0, "f1/resamples"), []
+    for _ in range(NUM_RESAMPLES):
+        chosen = torch.randint(len(labels), (len(labels),), generator=source)
+        found.append(_mean_f1(confusion_matrix(predicted[chosen], labels[chosen], num_classes)))
+    value = _mean_f1(confusion_matrix(predicted, labels, num_classes))
+    return value, float(torch.tensor(found, dtype=torch.float64).std())
+
+
+def _mean_f1(confusion: Tensor) -> float:
+    each = 2 * confusion.diagonal().double() / (confusion.sum(0) + confusion.sum(1))
+    return float(each[confusion.sum(1) > 0].mean())
+
+
 def per_class(confusion: Tensor) -> dict[str, list[float | None]]:
-    """`precision` and `recall` of every class; None where nothing was called so, or nothing is so."""
-    hits = confusion.diagonal().double()
-    shares = {"precision": hits / confusion.sum(0), "recall": hits / confusion.sum(1)}
+    """`precision`, `recall` and `f1` of every class; None where nothing was called so, nothing is so, or neither."""
+    hits, called, being = confusion.diagonal().double(), confusion.sum(0), confusion.sum(1)
+    shares = {"precision": hits / called, "recall": hits / being, "f1": 2 * hits / (called + being)}
     return {name: [None if s.isnan() else float(s) for s in values] for name, values in shares.items()}
 
 

@@ -1,6 +1,7 @@
 """The score card of a model: every score in one table, and samples beside the training images nearest to them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from genray.evaluation.scoring import write_scores
 from genray.sampling import grid, save_png
 from genray.snapshot import Snapshot
 
-SCORES, TABLE, PICTURE = "scores.json", "card.md", "nearest.png"
+SCORES, TABLE = "scores.json", "card.md"
 NUM_SAMPLES = 10
 """Rows of the picture."""
 NUM_NEIGHBOURS = 9
@@ -70,17 +71,32 @@ def table(scores: Sequence[Score]) -> str:
     return "\n".join([*rows, "", *notes])
 
 
-def write(directory: Path, subject: str, scores: Sequence[Score], picture: NDArray[np.uint8] | None) -> list[Path]:
-    """Puts `scores.json`, `card.md` and, where there is a picture, `nearest.png` into `directory`; their paths."""
+@dataclass(frozen=True)
+class Picture:
+    """A file of the card."""
+
+    name: str
+    caption: str
+    pixels: NDArray[np.uint8]
+    """(H, W, 3)."""
+
+
+def nearest_picture(pixels: NDArray[np.uint8]) -> Picture:
+    """What `nearest_training_images` made, as a file of the card."""
+    caption = f"Samples, and behind the bar the {NUM_NEIGHBOURS} training images nearest to each."
+    return Picture("nearest.png", caption, pixels)
+
+
+def write(directory: Path, subject: str, scores: Sequence[Score], pictures: Sequence[Picture]) -> list[Path]:
+    """Puts `scores.json`, `card.md` and the pictures into `directory`; their paths."""
     directory.mkdir(parents=True, exist_ok=True)
     write_scores(directory / SCORES, scores)
     lines = [f"# {subject}", "", table(scores), ""]
     written = [directory / SCORES, directory / TABLE]
-    if picture is not None:
-        save_png(directory / PICTURE, picture)
-        written.append(directory / PICTURE)
-        caption = f"Samples, and behind the bar the {NUM_NEIGHBOURS} training images nearest to each."
-        lines += [f"![{caption}]({PICTURE})", "", f"*{caption}*", ""]
+    for picture in pictures:
+        save_png(directory / picture.name, picture.pixels)
+        written.append(directory / picture.name)
+        lines += [f"![{picture.caption}]({picture.name})", "", f"*{picture.caption}*", ""]
     (directory / TABLE).write_text("\n".join(lines))
     return written
 

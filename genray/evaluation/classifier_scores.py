@@ -6,15 +6,17 @@ from typing import Any
 from genray.config import Eval
 from genray.data.images import ImageSet
 from genray.evaluation.accuracy import (
+    NUM_RESAMPLES,
     accuracy,
     confusion_matrix,
     logits_of,
+    macro_f1,
     macro_precision,
     macro_recall,
     per_class,
     top_k_accuracy,
 )
-from genray.evaluation.calibration import NUM_BINS, NUM_RESAMPLES, calibration_errors
+from genray.evaluation.calibration import NUM_BINS, calibration_errors
 from genray.evaluation.protocol import Protocol, Score
 from genray.snapshot import Snapshot
 
@@ -39,17 +41,20 @@ def classifier_scores(names: Sequence[str], model: Snapshot, reals: ImageSet, se
         "accuracy": lambda: accuracy(predicted, labels),
         "precision": lambda: macro_precision(predicted, labels),
         "recall": lambda: macro_recall(predicted, labels),
+        "f1": lambda: macro_f1(predicted, labels, num_classes),
         "top_k_accuracy": lambda: top_k_accuracy(logits, labels, k),
         "calibration_error": lambda: calibration_errors(logits.softmax(1), labels),
     }
     extra: dict[str, dict[str, Any]] = {
         "top_k_accuracy": {"k": k},
         "calibration_error": {"bins": NUM_BINS, "resamples": NUM_RESAMPLES},
+        "f1": {"resamples": NUM_RESAMPLES},
     }
     details: dict[str, dict[str, Any]] = {
         "accuracy": {"confusion": confusion.tolist()} if num_classes <= MAX_MATRIX_CLASSES else {},
         "precision": {"per_class": each["precision"]},
         "recall": {"per_class": each["recall"]},
+        "f1": {"per_class": each["f1"]},
     }
     common = of_reals(reals, num_seeds=1, seed=0)
     scores = []

@@ -69,6 +69,11 @@ class ResNet(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(width, num_classes)
 
+    @property
+    def map_layer(self) -> nn.Module:
+        """The layer whose maps the features are means of."""
+        return self.layers
+
     def features(self, images: Tensor) -> Tensor:
         """What the last layer sees of images (B, C, H, W) in [-1, 1]: (B, feature_dim), not negative."""
         maps: Tensor = self.layers(images)

@@ -150,6 +150,11 @@ class Classifier(nn.Module):
         body = ((getattr(self, f"layer{n}"),) for n in (1, 2, 3, 4))
         return ((self.standardise, self.conv1, self.bn1), *body, (self.hidden, self.fc))
 
+    @property
+    def map_layer(self) -> nn.Module:
+        """The layer whose maps the features are means of."""
+        return self.get_submodule("layer4")
+
     def maps(self, images: Tensor) -> Tensor:
         """Maps (B, D, h, w) of the last stage."""
         hidden = self.maxpool(self.act(self.bn1(self.conv1(self.standardise(images)))))
