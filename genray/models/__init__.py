@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import nn
 
-from genray.models.dcgan import DCGAN
+from genray.models.dcgan import DCGAN, DCGANClassifier
 from genray.models.resnet import ResNetClassifier
 from genray.models.torchvision_resnet import TorchvisionResNet
 from genray.models.vae import MLPVAE, ConvVAE
@@ -36,6 +36,7 @@ MODELS: dict[str, type[Model]] = {
     "dcgan": DCGAN,
     "conv-vae": ConvVAE,
     "mlp-vae": MLPVAE,
+    "dcgan-classifier": DCGANClassifier,
     "resnet-classifier": ResNetClassifier,
     "torchvision-resnet": TorchvisionResNet,
 }
