@@ -74,6 +74,32 @@ def mean(values: Tensor) -> Tensor:
     return values
 
 
+def gather(values: Tensor) -> Tensor:
+    """The rows of all ranks in order of rank, (world_size * B, ...); gradients of all ranks go back to each row's own.
+
+    Every rank has the same number of rows, and calls it as often as the others.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    gathered: Tensor = _Gather.apply(values)
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx.num = len(values)
+        parts = [torch.empty_like(values, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, values.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total[dist.get_rank() * ctx.num :][: ctx.num]
+
+
 def average_buffers(module: nn.Module) -> None:
     """Floating-point buffers (running statistics of batch norm) become their mean over ranks, in place."""
     if not dist.is_initialized() or dist.get_world_size() == 1:

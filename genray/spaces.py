@@ -32,6 +32,7 @@ SPACES: dict[str, Space] = {
     "digits-classifier": _CLASSIFIER,
     "mnist-dcgan": _PENALISED,
     "mnist-vae": _VAE,
+    "mnist-mlp-vae": _VAE,
     "mnist-classifier": _CLASSIFIER,
     "cifar10-resnet18": _CLASSIFIER,
     "folder-resnet50": _CLASSIFIER,

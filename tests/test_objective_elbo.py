@@ -10,7 +10,9 @@ from torch import Tensor, distributions
 from genray.models import MODELS
 from genray.models.vae import MLPVAE, ConvVAE
 from genray.objectives import Batch, Networks
-from genray.objectives.elbo import ELBO, bernoulli_nll, gaussian_kl, gaussian_nll
+from genray.objectives.elbo import ELBO
+from genray.objectives.likelihoods import bernoulli_nll, gaussian_nll
+from genray.objectives.regularisers import gaussian_kl
 from genray.streams import Draws
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from genray.errors import ConfigError, DivergenceError
 from genray.evaluation.features import check_shape
-from genray.objectives.elbo import ELBO, bernoulli_nll, gaussian_kl, gaussian_nll
+from genray.objectives.elbo import ELBO
+from genray.objectives.regularisers import gaussian_kl
 from genray.sampling import latents, to_float
 from genray.snapshot import Snapshot
 from genray.streams import derive_seed, generator
@@ -64,12 +65,12 @@ def bounds(vae: Snapshot, images: Tensor, seed: int, batch_size: int = 256) -> B
     noise = latents(len(images), int(module.latent_dim), derive_seed(seed, "elbo/posterior"))
     recon_nll, kl = [], []
     for part, observed in _observations(vae, objective, images, seed, batch_size):
-        logits, mu, logvar = module(2 * observed - 1, noise[part].to(observed.device))
-        recon_nll.append(_nll(objective, logits, observed).cpu())
-        kl.append(gaussian_kl(mu.double(), logvar.double()).sum(1).cpu())
-    found = Bounds(torch.cat(recon_nll), torch.cat(kl))
-    _check_finite(vae, "bound", found.elbo)
-    return found
+        found = module(2 * observed - 1, noise[part].to(observed.device))
+        recon_nll.append(objective.nll(found.parameters.double(), observed.double()).cpu())
+        kl.append(gaussian_kl(found.mu.double(), found.logvar.double()).sum(1).cpu())
+    taken = Bounds(torch.cat(recon_nll), torch.cat(kl))
+    _check_finite(vae, "bound", taken.elbo)
+    return taken
 
 
 @torch.no_grad()
@@ -109,7 +110,7 @@ def importance_nll(vae: Snapshot, images: Tensor, seed: int, num_draws: int, bat
         # log p(z) - log q(z | x): the constants of the two normal densities cancel
         ratio = 0.5 * (noise.square() + posterior.logvar - z.square()).sum(1)
         for part, observed in _observations(vae, objective, images, seed, batch_size):
-            nll = _nll(objective, module.decode(z[part].float().to(device)), observed).cpu()
+            nll = objective.nll(module.decode(z[part].float().to(device)).double(), observed.double()).cpu()
             total[part] = torch.logaddexp(total[part], ratio[part] - nll)
     found = math.log(num_draws) - total
     _check_finite(vae, "likelihood", found)
@@ -157,12 +158,6 @@ def _observations(
         if objective.likelihood == "bernoulli" and objective.binarize:
             observed = (torch.rand(observed.shape, generator=source) < observed).float()
         yield part, observed.to(device)
-
-
-def _nll(objective: ELBO, logits: Tensor, observed: Tensor) -> Tensor:
-    if objective.likelihood == "bernoulli":
-        return bernoulli_nll(logits.double(), observed.double())
-    return gaussian_nll(torch.sigmoid(logits.double()), observed.double(), objective.sigma)
 
 
 def _check_finite(vae: Snapshot, what: str, values: Tensor) -> None:

@@ -67,7 +67,7 @@ def likelihood_scores(names: Sequence[str], model: Snapshot, reals: ImageSet, se
     likelihood: dict[str, Any] = {"likelihood": objective.likelihood}
     if objective.likelihood == "bernoulli":
         likelihood["binarize"] = objective.binarize
-    else:
+    elif objective.likelihood == "gaussian":
         likelihood["sigma"] = objective.sigma
     own: dict[str, dict[str, Any]] = {
         "nll": {"draws": settings.importance_samples},

@@ -1,18 +1,44 @@
 """Variational autoencoders with a normal posterior of independent dimensions.
 
-Kingma and Welling 2014, arXiv:1312.6114. Decoders end in logits: the sigmoid of them is the
-probability (Bernoulli) or the mean (Gaussian) of a pixel in [0, 1].
+Kingma and Welling 2014, arXiv:1312.6114. What a decoder says of the pixels is named by `output`:
+`logits`, whose sigmoid is the probability (Bernoulli) or the mean (Gaussian) of a pixel in [0, 1];
+the same with a log standard deviation per pixel, or one for all (Rybkin et al. 2021,
+arXiv:2006.13202); or a mixture of logistic distributions (Salimans et al. 2017, arXiv:1701.05517).
 """
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 LOGVAR_RANGE = (-20.0, 10.0)
 """Bounds of the posterior's log variance: its exponential stays finite whatever the encoder says."""
+LEAST_LOG_SIGMA = -6.0
+"""Least log standard deviation of a pixel on a scale of 0 to 1: well below a grey level."""
+NUM_LOGISTICS = 10
+"""Logistic distributions in the mixture of a pixel."""
+
+Output = Literal["logits", "scale", "global-scale", "logistic-mixture"]
+
+
+class Pass(NamedTuple):
+    """What one forward pass says of B images with K latents of each."""
+
+    parameters: Tensor
+    """(B * K, P, H, W): of the distribution of the pixels, unbounded, the latents of an image in a row."""
+    mu: Tensor
+    """(B, latent_dim): mean of the normal distribution that the encoder names."""
+    logvar: Tensor
+    """(B, latent_dim): its log variance."""
+    z: Tensor
+    """(B * K, latent_dim): as the decoder took them; a hook here sees the decoder's gradient alone."""
+    log_q: Tensor
+    """(B, K), nats: log density of the latents under the posterior."""
+    log_p: Tensor
+    """(B, K), nats: and under the prior."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +59,8 @@ class ConvVAE:
     """Most channels of any level."""
     norm: Literal["batch", "none"] = "batch"
     """Normalisation after every convolution but the decoder's last."""
+    output: Output = "logits"
+    """What the decoder says of a pixel: logits, with its own or one global scale beside them, or a mixture."""
 
     def __post_init__(self) -> None:
         _at_least_one(self, "latent_dim", "width", "max_width")
@@ -47,7 +75,8 @@ class ConvVAE:
         Raises:
             ValueError: a size that cannot be made.
         """
-        return {"vae": VAE(_conv_encoder(self, image_shape), _conv_decoder(self, image_shape), self.latent_dim)}
+        encoder, decoder = _conv_encoder(self, image_shape), _conv_decoder(self, image_shape)
+        return {"vae": VAE(encoder, decoder, self.latent_dim, self.output)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +91,8 @@ class MLPVAE:
     """Units of each hidden layer."""
     num_layers: int = 1
     """Hidden layers of the encoder, and of the decoder."""
+    output: Output = "logits"
+    """What the decoder says of a pixel: logits, with its own or one global scale beside them, or a mixture."""
 
     def __post_init__(self) -> None:
         _at_least_one(self, "latent_dim", "hidden", "num_layers")
@@ -74,19 +105,26 @@ class MLPVAE:
         num_pixels = image_shape[0] * image_shape[1] * image_shape[2]
         hidden = [self.hidden] * self.num_layers
         encoder = nn.Sequential(nn.Flatten(), *_dense([num_pixels, *hidden, 2 * self.latent_dim]))
-        decoder = nn.Sequential(*_dense([self.latent_dim, *hidden, num_pixels]), nn.Unflatten(1, image_shape))
-        return {"vae": VAE(encoder, decoder, self.latent_dim)}
+        shape = (num_outputs(self.output, image_shape[0]), *image_shape[1:])
+        decoder = nn.Sequential(*_dense([self.latent_dim, *hidden, math.prod(shape)]), nn.Unflatten(1, shape))
+        return {"vae": VAE(encoder, decoder, self.latent_dim, self.output)}
 
 
 class VAE(nn.Module):
-    """An encoder to (B, 2 * latent_dim) and a decoder from (B, latent_dim) to logits (B, C, H, W)."""
+    """An encoder to (B, 2 * latent_dim) and a decoder from (B, latent_dim) to (B, P, H, W), of which `output` says P.
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, latent_dim: int) -> None:
+    Channels of a scale follow those of the logits; of a mixture see `mixture_parts`.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, latent_dim: int, output: Output = "logits") -> None:
         super().__init__()
         self.latent_dim = latent_dim
         self.num_labels = 0
+        self.output = output
         self.encoder = encoder
         self.decoder = decoder
+        if output == "global-scale":
+            self.log_sigma = nn.Parameter(torch.zeros(()))
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the posterior of images (B, C, H, W) in [-1, 1], each (B, latent_dim), fp32."""
@@ -94,24 +132,56 @@ class VAE(nn.Module):
         return mu, logvar.clamp(*LOGVAR_RANGE)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Logits (B, C, H, W) of the pixels, unbounded, of the latents (B, latent_dim)."""
-        logits: Tensor = self.decoder(z)
-        return logits
+        """What is said of the pixels, (B, P, H, W), unbounded, of the latents (B, latent_dim)."""
+        decoded: Tensor = self.decoder(z)
+        if self.output == "global-scale":
+            decoded = torch.cat([decoded, self.log_sigma.to(decoded.dtype).expand_as(decoded)], dim=1)
+        return decoded
 
     def generate(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Mean images (B, C, H, W) in [-1, 1] of the latents (B, latent_dim); labels are not used."""
-        return 2 * torch.sigmoid(self.decode(z).float()) - 1
+        decoded = self.decode(z).float()
+        if self.output == "logistic-mixture":
+            weights, means, _ = mixture_parts(decoded)
+            return (weights.softmax(dim=1).unsqueeze(2) * means).sum(dim=1).clamp(-1, 1)
+        logits = decoded if self.output == "logits" else decoded.chunk(2, dim=1)[0]
+        return 2 * torch.sigmoid(logits) - 1
 
-    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of the reconstruction (B, C, H, W), and `mu`, `logvar` of the posterior that z is drawn from.
+    def forward(self, images: Tensor, noise: Tensor) -> Pass:
+        """The posterior of each image, latents drawn from it, and what the decoder says of them.
 
         Args:
             images: (B, C, H, W) in [-1, 1].
-            noise: (B, latent_dim), standard normal.
+            noise: (B, latent_dim) or (B, K, latent_dim), standard normal.
         """
         mu, logvar = self.encode(images)
-        z = mu + noise * torch.exp(0.5 * logvar)
-        return self.decode(z), mu, logvar
+        noise = noise if noise.ndim == 3 else noise.unsqueeze(1)
+        z = mu.unsqueeze(1) + noise * torch.exp(0.5 * logvar).unsqueeze(1)
+        taken = z.flatten(0, 1)
+        log_q = normal_log_density(noise) - 0.5 * logvar.sum(dim=1, keepdim=True)
+        return Pass(self.decode(taken), mu, logvar, taken, log_q, normal_log_density(z))
+
+
+def num_outputs(output: Output, channels: int) -> int:
+    """Channels that a decoder ends in, for images of `channels`."""
+    return {
+        "logits": channels,
+        "global-scale": channels,
+        "scale": 2 * channels,
+        "logistic-mixture": NUM_LOGISTICS * (1 + 2 * channels),
+    }[output]
+
+
+def mixture_parts(decoded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights before the softmax (B, K, H, W), means on [-1, 1], log scales, each (B, K, C, H, W), of K logistics."""
+    weights, rest = decoded[:, :NUM_LOGISTICS], decoded[:, NUM_LOGISTICS:]
+    means, log_scales = rest.view(len(rest), 2, NUM_LOGISTICS, -1, *rest.shape[2:]).unbind(dim=1)
+    return weights, means, log_scales
+
+
+def normal_log_density(z: Tensor) -> Tensor:
+    """Log density of a standard normal distribution, in nats, over the last dimension of `z`."""
+    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(dim=-1)
 
 
 def _conv_encoder(knobs: ConvVAE, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -131,7 +201,8 @@ def _conv_decoder(knobs: ConvVAE, image_shape: tuple[int, int, int]) -> nn.Modul
     for before, after in pairwise(widths):
         layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=knobs.norm == "none")]
         layers += _norm_relu(knobs.norm, after)
-    return nn.Sequential(*layers, nn.ConvTranspose2d(widths[-1], image_shape[0], 4, 2, 1))
+    last = num_outputs(knobs.output, image_shape[0])
+    return nn.Sequential(*layers, nn.ConvTranspose2d(widths[-1], last, 4, 2, 1))
 
 
 def _dense(sizes: list[int]) -> list[nn.Module]:
