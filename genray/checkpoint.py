@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -175,8 +176,14 @@ def read(directory: Path) -> Checkpoint:
         CheckpointError: it is torn or damaged.
     """
     verify(directory, (TENSORS, STATE))
-    state = json.loads((directory / STATE).read_text())
-    return Checkpoint(state.pop("step"), load_file(directory / TENSORS), state)
+    try:
+        state = json.loads((directory / STATE).read_text())
+        step = state.pop("step")
+        if type(step) is not int:
+            raise ValueError(f"step is {step!r}")
+        return Checkpoint(step, load_file(directory / TENSORS), state)
+    except (ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        raise CheckpointError(f"{directory} holds no checkpoint, though its digests are right: {error!r}") from error
 
 
 def latest(folder: RunFolder, agreed: Callable[[int], int] = int) -> Checkpoint | None:

@@ -13,10 +13,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from genray import cli_study, sampling, snapshot
+from genray import cli_classify, cli_study, sampling, snapshot
 from genray.config import Config, Data, Eval
 from genray.errors import ConfigError, GenrayError, unknown
-from genray.paths import base_directory, resolved
+from genray.paths import base_directory, keep_private, resolved
 from genray.presets import PRESETS, expectation, preset
 from genray.search import Search
 from genray.space import space_of
@@ -319,6 +319,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "promote": promote,
     "pull": pull,
     "sample": sample,
+    "classify": cli_classify.classify,
     "doctor": doctor,
 }
 
@@ -344,6 +345,7 @@ def _dispatch(name: str, rest: Sequence[str]) -> int:
 
 def guarded(command: Callable[[], int]) -> int:
     """The exit status of `command`; an error of ours becomes one line on stderr, the last of the output."""
+    keep_private()
     try:
         return command()
     except GenrayError as error:

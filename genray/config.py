@@ -12,10 +12,11 @@ from genray.anneal import Anneal, check_ends
 from genray.data import DATASETS
 from genray.errors import ConfigError, unknown
 from genray.evaluation import check_names
-from genray.fields import build_section, check_at_least
+from genray.fields import as_object, build_section, check_at_least
 from genray.models import MODELS, Model
 from genray.objectives import OBJECTIVES, Objective
 from genray.thresholds import Health
+from genray.transfer import Transfer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +229,7 @@ class Config:
     objective: Objective
     optim: Optim
     anneal: Anneal = field(default_factory=Anneal)
+    transfer: Transfer = field(default_factory=Transfer)
     train: Train
     eval: Eval = field(default_factory=Eval)
     health: Health = field(default_factory=Health)
@@ -263,9 +265,11 @@ class Config:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The config that `to_dict` made these values from; unknown fields are refused."""
         sections = {f.name: f for f in dataclasses.fields(cls)}
-        for name in values:
+        for name in as_object("a config", values):
             if name not in sections:
                 raise ConfigError(unknown("section", name, sections))
+        if missing := [n for n, f in sections.items() if n not in values and f.default_factory is dataclasses.MISSING]:
+            raise ConfigError(f"a config lacks {', '.join(missing)}; it was not written by genray, or torn")
         return cls(**{name: _section_from_dict(name, value) for name, value in values.items()})
 
     def flat(self) -> dict[str, Any]:
@@ -279,6 +283,7 @@ _SECTIONS: dict[str, type] = {
     "data": Data,
     "optim": Optim,
     "anneal": Anneal,
+    "transfer": Transfer,
     "train": Train,
     "eval": Eval,
     "health": Health,
@@ -333,7 +338,7 @@ def _section_to_dict(name: str, section: Any) -> dict[str, Any]:
 
 
 def _section_from_dict(name: str, values: dict[str, Any]) -> Any:
-    values = dict(values)
+    values = dict(as_object(name, values))
     if name in _TABLES:
         kind = values.pop("name", "")
         if kind not in _TABLES[name]:

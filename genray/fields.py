@@ -26,6 +26,17 @@ def build_section(name: str, cls: type, values: dict[str, Any]) -> Any:
         raise ConfigError(text if text.startswith(f"{name}.") else f"{name}: {text}") from error
 
 
+def as_object(name: str, values: Any) -> dict[str, Any]:
+    """`values`, where JSON gave an object.
+
+    Raises:
+        ConfigError: it gave something else.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name} is {values!r:.60}; expected an object of fields and values")
+    return values
+
+
 def check_at_least(section: str, values: Any, least: float, *names: str) -> None:
     """Refuses fields `names` of the section `values` that are below `least`; None passes.
 

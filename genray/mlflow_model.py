@@ -1,6 +1,6 @@
 """A snapshot as an MLflow model that opens where genray is not installed, and without pickle.
 
-Its `model.py` is written here: the source of the architecture's own file, the source of
+Its `model.py` is written here: the source of the architecture's own file, of `data.pixels` and of
 `mlflow_served`, and one line that joins them. The weights stay in safetensors, the rest in JSON.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from genray import snapshot
+from genray.data import pixels
 from genray.errors import RegistryError
 from genray.manifest import MANIFEST
 from genray.snapshot import Snapshot
@@ -31,6 +32,7 @@ MAX_IMAGES = 1024
 """Most images of one request, unless `model_config` says otherwise: the scoring server has no limit of its own."""
 
 SNAPSHOT_FILES = (snapshot.WEIGHTS, snapshot.CARD, MANIFEST)
+_OWN_IMPORT = next(line for line in inspect.getsource(mlflow_served).splitlines(True) if "from genray." in line)
 MODEL_FILES = ("MLmodel", "model.py", "requirements.txt", "conda.yaml", "python_env.yaml")
 """What MLflow itself puts beside `artifacts/`, which holds the snapshot's files."""
 
@@ -86,22 +88,23 @@ def render(made: Snapshot) -> str:
     """
     knobs = type(made.config.model)
     module = sys.modules[knobs.__module__]
-    architecture, served = inspect.getsource(module), inspect.getsource(mlflow_served)
+    architecture = inspect.getsource(module)
+    # what decodes images is copied as it is, so that they are prepared as for training
+    served = inspect.getsource(pixels) + inspect.getsource(mlflow_served).replace(_OWN_IMPORT, "")
     _check_stands_alone(architecture, served, knobs)
     kind = {"classifier": "ServedClassifier", "tokenizer": "ServedTokenizer"}.get(made.product, "ServedGenerator")
     return (
-        f"# Made by genray of the snapshot {made.digest}. Needs torch, safetensors, numpy and mlflow.\n"
+        f"# Made by genray of the snapshot {made.digest}. Needs torch, safetensors, numpy, pillow and mlflow.\n"
         f"{architecture}\n\n{served}\n\nmlflow.models.set_model({kind}({knobs.__name__}))\n"
     )
 
 
 def signature(made: Snapshot) -> ModelSignature:
-    """What a request holds and what comes back."""
+    """What a request holds and what comes back; what a classifier takes is more than one kind, and it checks itself."""
     channels, height, width = made.image_shape
     images = TensorSpec(np.dtype(np.uint8), (-1, height, width, channels))
     if made.product == "classifier":
-        probabilities = TensorSpec(np.dtype(np.float32), (-1, len(made.classes)))
-        return ModelSignature(inputs=Schema([images]), outputs=Schema([probabilities]))
+        return ModelSignature(outputs=Schema([ColSpec("float", name) for name in made.classes]))
     if made.product == "tokenizer":
         return ModelSignature(inputs=Schema([images]), outputs=Schema([TensorSpec(np.dtype(np.int64), (-1, -1, -1))]))
     return ModelSignature(
@@ -113,7 +116,7 @@ def signature(made: Snapshot) -> ModelSignature:
 
 def requirements() -> list[str]:
     """Exact versions of the packages that `model.py` imports, without the build's local suffix."""
-    names = ("torch", "safetensors", "numpy", "pandas", "mlflow")
+    names = ("torch", "safetensors", "numpy", "pillow", "pandas", "mlflow")
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]
 
 

@@ -1,8 +1,9 @@
 """Snapshot and seed in, images out.
 
 The rule is short enough to be written again in a registered model that opens without genray:
-`z = randn(num, latent_dim)` from a CPU generator at `seed`, times the truncation; labels
-0, 1, 2, … in turn; eval mode; batches in order; `round((x + 1) * 127.5)`.
+`z = randn(num, latent_dim)` from a CPU generator at `seed`; the truncation a factor on z, or, where
+the model has a `mean_style`, on the way from it to each style; labels 0, 1, 2, … in turn; eval mode;
+batches in order; `round((x + 1) * 127.5)`.
 """
 
 import math
@@ -46,7 +47,8 @@ def sample(
         num: images, at least 1.
         seed: of the latents, at least 0.
         label: class of every image. None: all classes in turn, where the model has any.
-        truncation: factor on the latents, at least 0; below 1 trades diversity for quality.
+        truncation: factor on the latents, or on the styles around their mean, at least 0; below 1 trades
+            diversity for quality.
         batch_size: images per forward pass.
 
     Raises:
@@ -61,17 +63,19 @@ def sample(
     _check_range("seed", seed, 0)
     _check_range("truncation", truncation, 0)
     num_labels = int(module.num_labels)
-    z = latents(num, int(module.latent_dim), seed, truncation)
-    return generate(module, z, _labels(num, num_labels, label, snapshot.classes), batch_size)
+    z = latents(num, int(module.latent_dim), seed)
+    return generate(module, z, _labels(num, num_labels, label, snapshot.classes), batch_size, truncation=truncation)
 
 
-def latents(num: int, latent_dim: int, seed: int, truncation: float = 1.0) -> Tensor:
-    """Standard normal numbers times `truncation`, (num, latent_dim), equal on every device."""
-    return torch.randn(num, latent_dim, generator=torch.Generator().manual_seed(seed)) * truncation
+def latents(num: int, latent_dim: int, seed: int) -> Tensor:
+    """Standard normal numbers, (num, latent_dim), equal on every device."""
+    return torch.randn(num, latent_dim, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
-def generate(module: nn.Module, z: Tensor, labels: Tensor | None, batch_size: int = 256) -> Tensor:
+def generate(
+    module: nn.Module, z: Tensor, labels: Tensor | None, batch_size: int = 256, *, truncation: float = 1.0
+) -> Tensor:
     """Images of the given latents, uint8 (N, C, H, W), on the CPU.
 
     Args:
@@ -79,6 +83,7 @@ def generate(module: nn.Module, z: Tensor, labels: Tensor | None, batch_size: in
         z: (N, latent_dim).
         labels: (N,), int64, or None for an unconditional model.
         batch_size: images per forward pass, at least 1.
+        truncation: factor on the latents, or on the styles around their mean.
 
     Raises:
         ConfigError: `batch_size` is below 1.
@@ -87,11 +92,13 @@ def generate(module: nn.Module, z: Tensor, labels: Tensor | None, batch_size: in
     _check_range("batch_size", batch_size, 1)
     model: Any = module.eval()
     device = next(module.parameters()).device
+    of_styles = {"truncation": truncation} if hasattr(module, "mean_style") else {}
+    z = z if of_styles else z * truncation
     images = []
     for start in range(0, len(z), batch_size):
         part = slice(start, start + batch_size)
         own = None if labels is None else labels[part].to(device)
-        images.append(to_uint8(model.generate(z[part].to(device), own)).cpu())
+        images.append(to_uint8(model.generate(z[part].to(device), own, **of_styles)).cpu())
     return torch.cat(images)
 
 

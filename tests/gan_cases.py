@@ -4,6 +4,9 @@ from conftest import tiny_config
 
 from genray.anneal import Anneal
 from genray.config import Config
+from genray.models.r3gan import R3GAN
+from genray.models.sngan import SNGAN
+from genray.models.stylegan2 import StyleGAN2
 from genray.objectives.gan import GAN
 
 AUGMENTED = ("color", "translation", "cutout")
@@ -17,8 +20,24 @@ _OBJECTIVES = {
     "adaptive": GAN(gamma=1.0, augment=AUGMENTED, augment_target=0.1, augment_samples=100),
 }
 CASES: dict[str, Config] = {name: tiny_config(objective=objective) for name, objective in _OBJECTIVES.items()} | {
+    "sngan": tiny_config(
+        model=SNGAN(
+            latent_dim=8, width=8, discriminator_width=8, max_width=8, conditional=True, attention=True, spectral="both"
+        ),
+        objective=GAN(form="hinge", num_discriminator_steps=2),
+    ),
+    "r3gan": tiny_config(
+        model=R3GAN(latent_dim=8, width=8, max_width=8, group_width=4, num_blocks=1, conditional=True),
+        objective=GAN(form="relativistic", gamma=1.0, penalised="both"),
+    ),
+    "stylegan2": tiny_config(
+        model=StyleGAN2(latent_dim=8, style_dim=8, width=8, max_width=8, conditional=True),
+        objective=GAN(gamma=1.0, augment=AUGMENTED, augment_target=0.1, augment_samples=100),
+    ),
     "annealed": tiny_config(
         objective=GAN(form="relativistic", gamma=1.0, penalised="both", augment=AUGMENTED, augment_probability=0.0),
         anneal=Anneal(to=("objective.gamma=0.1", "objective.augment_probability=0.8", "optim.betas.1=0.9"), samples=96),
     ),
 }
+INVARIANT = tuple(name for name in CASES if name != "sngan")
+"""Cases without statistics of a rank's share of the batch."""

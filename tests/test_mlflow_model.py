@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("mlflow", reason="needs genray[mlflow]")
 import evaluation_snapshots as snapshots
+from image_folders import paint
 from mlflow_server import Process, free_port
 
 from genray import mlflow_model, snapshot
+from genray.cli_classify import probabilities_of
 from genray.errors import CheckpointError, RegistryError
 from genray.mlflow_model import MODEL_FILES, SNAPSHOT_FILES, package, render
 from genray.sampling import sample, to_float
@@ -41,6 +44,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, P
     made = {
         "plain": snapshots.save_generator(base / "plain"),
         "conditional": snapshots.save_generator(base / "conditional", conditional=True),
+        "stylegan2": snapshots.save_stylegan2(base / "stylegan2"),
+        "sngan": snapshots.save_sngan(base / "sngan"),
         "vae": snapshots.save_vae(base / "vae"),
         "tokenizer": snapshots.save_tokenizer(base / "tokenizer"),
         "classifier": snapshots.save_classifier(base / "classifier"),
@@ -88,13 +93,27 @@ def test_model_folder_tells_no_path_of_this_machine(folders: dict[str, tuple[Pat
 
 def test_requirements_are_exact_and_public(folders: dict[str, tuple[Path, Path]]) -> None:
     lines = (folders["vae"][1] / "requirements.txt").read_text().split()
-    assert [line.partition("==")[0] for line in lines] == ["torch", "safetensors", "numpy", "pandas", "mlflow"]
+    assert [line.partition("==")[0] for line in lines] == [
+        "torch",
+        "safetensors",
+        "numpy",
+        "pillow",
+        "pandas",
+        "mlflow",
+    ]
     assert all("==" in line and "+" not in line for line in lines)
 
 
 @pytest.mark.parametrize(
     ("kind", "label", "truncation"),
-    [("plain", None, 1.0), ("conditional", 7, 0.5), ("conditional", None, 1.0), ("vae", None, 1.0)],
+    [
+        ("plain", None, 1.0),
+        ("conditional", 7, 0.5),
+        ("conditional", None, 1.0),
+        ("stylegan2", 7, 0.5),
+        ("sngan", None, 1.0),
+        ("vae", None, 1.0),
+    ],
 )
 def test_stranger_draws_the_images_of_genray_bit_for_bit(
     folders: dict[str, tuple[Path, Path]], tmp_path: Path, kind: str, label: int | None, truncation: float
@@ -116,12 +135,76 @@ def test_stranger_classifies_as_genray_does(folders: dict[str, tuple[Path, Path]
     directory, model = folders["classifier"]
     images = torch.randint(256, (300, 1, 8, 8), dtype=torch.uint8)
     np.save(tmp_path / "in.npy", nhwc(images))
-    body = "np.save(sys.argv[3], model.predict(np.load(sys.argv[2])))"
+    body = """
+table = model.predict(np.load(sys.argv[2]))
+assert list(table.columns) == list("0123456789")
+np.save(sys.argv[3], table)
+"""
     stranger(model, body, str(tmp_path / "in.npy"), str(tmp_path / "out.npy"))
     found = np.load(tmp_path / "out.npy")
     expected = snapshot.load(directory).module(to_float(images)).softmax(1)
     assert found.dtype == np.float32 and found.shape == (300, 10)
     torch.testing.assert_close(torch.from_numpy(found), expected)
+
+
+def test_stranger_prepares_encoded_images_as_genray_does(folders: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
+    directory, model = folders["classifier"]
+    files = [tmp_path / "large.png", tmp_path / "photo.jpg"]
+    for seed, path in enumerate(files):
+        paint(seed, (30, 44)).save(path)
+    body = """
+import base64, pandas
+encoded = [open(path, "rb").read() for path in sys.argv[2:4]]
+for request in (encoded, pandas.DataFrame({"image": encoded}),
+                pandas.DataFrame({"image": [base64.b64encode(e).decode() for e in encoded]})):
+    print(json.dumps(model.predict(request).to_numpy().tolist()))
+"""
+    expected = probabilities_of(snapshot.load(directory), files)
+    for line in stranger(model, body, *map(str, files)).splitlines():
+        torch.testing.assert_close(torch.tensor(json.loads(line)), expected)
+
+
+def test_scoring_server_reads_arrays_and_encoded_images(folders: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
+    """As the server does it, without the server: request text in, answer text out."""
+    directory, model = folders["classifier"]
+    paint(3, (8, 8)).convert("L").save(tmp_path / "image.png")
+    body = """
+import base64
+from mlflow.pyfunc.scoring_server import invocations
+encoded = base64.b64encode(open(sys.argv[2], "rb").read()).decode()
+pixels = json.loads(sys.argv[3])
+for request in ({"dataframe_records": [{"image": encoded}]}, {"instances": pixels}, {"inputs": pixels}):
+    answer = invocations(json.dumps(request), "application/json", model, model.metadata.get_input_schema())
+    assert answer.status == 200, answer.response
+    print(answer.response)
+"""
+    pixels = np.asarray(Image.open(tmp_path / "image.png"))[None, :, :, None].tolist()
+    expected = probabilities_of(snapshot.load(directory), [tmp_path / "image.png"])[0].tolist()
+    for line in stranger(model, body, str(tmp_path / "image.png"), json.dumps(pixels)).splitlines():
+        answer = json.loads(line)["predictions"]
+        assert answer == [pytest.approx(dict(zip("0123456789", expected, strict=True)), abs=1e-6)]
+
+
+def test_stranger_is_told_which_image_is_none(folders: dict[str, tuple[Path, Path]]) -> None:
+    body = """
+import pandas
+requests = [[b"text"], pandas.DataFrame({"image": ["%%"]}), pandas.DataFrame({"path": ["a.png"]}),
+            np.zeros((1, 9, 8, 1)), np.full((1, 8, 8, 1), 0.5), np.zeros((1025, 8, 8, 1), np.uint8)]
+for request in requests:
+    try:
+        model.predict(request)
+    except ValueError as error:
+        print(error)
+"""
+    lines = stranger(folders["classifier"][1], body).splitlines()
+    assert lines[0] == "image 0 of the request does not decode: 4 bytes that are no image"
+    assert lines[1].startswith("image 0 of the request does not decode: ")
+    assert lines[2:] == [
+        "columns ['path'] were given, expected one, 'image', of encoded images",
+        "pixels of shape (1, 9, 8, 1) were given, expected (B, 8, 8, 1); encoded images (PNG, JPEG) may have any size",
+        "pixels of type float64 were given, expected whole numbers from 0 to 255",
+        "1025 images in one request, expected at most 1024; ask several times",
+    ]
 
 
 def test_stranger_is_told_what_was_wrong_with_a_request(folders: dict[str, tuple[Path, Path]]) -> None:
@@ -181,7 +264,7 @@ def test_architecture_that_cannot_stand_alone_is_refused(
 ) -> None:
     made = snapshot.load(snapshots.save_generator(tmp_path / "snapshot"))
     inspect = types.SimpleNamespace(getsource=lambda module: module.__source__)
-    for name in (type(made.config.model).__module__, "genray.mlflow_served"):
+    for name in (type(made.config.model).__module__, "genray.data.pixels", "genray.mlflow_served"):
         source = Path(str(sys.modules[name].__file__)).read_text()
         monkeypatch.setattr(sys.modules[name], "__source__", source, raising=False)
     model = sys.modules[type(made.config.model).__module__]

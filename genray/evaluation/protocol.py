@@ -12,6 +12,7 @@ from genray.errors import ProtocolError, unknown
 from genray.evaluation import METRICS
 
 Value = int | float | str
+_JSON_TYPES: dict[Any, Any] = {str: str, bool: bool, int: int, float: int | float}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,9 @@ class Protocol:
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise ProtocolError(unknown("metric", self.metric, METRICS))
+        for name, value in [("truncation", self.truncation), *self.extra.items()]:
+            if not isinstance(value, int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
+                raise ProtocolError(f"{name}={value!r} of a protocol is no text and no finite number")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` gives back an equal protocol."""
@@ -123,9 +127,8 @@ class Score:
         Raises:
             ProtocolError: a field is missing or unknown.
         """
-        made = _known(cls, values)
-        for name in ("value", "spread"):
-            made[name] = math.nan if made[name] is None else float(made[name])
+        numbers = ("value", "spread")
+        made = _known(cls, {n: math.nan if n in numbers and v is None else v for n, v in _object(cls, values).items()})
         return cls(**made | {"protocol": Protocol.from_dict(made["protocol"])})
 
 
@@ -165,11 +168,22 @@ def _canonical(protocol: Protocol) -> dict[str, Value]:
 def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     """A copy of `values`, which must hold exactly fields of the dataclass, and all without a default."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    for name in values:
+    for name in _object(cls, values):
         if name not in fields:
             raise ProtocolError(unknown(f"field of a {cls.__name__.lower()}", name, fields))
+    for name, value in values.items():
+        kind = _JSON_TYPES.get(fields[name].type, dict)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ProtocolError(f"{name} of a {cls.__name__.lower()} is {value!r:.60}; expected {fields[name].type}")
     needed = dataclasses.MISSING
     missing = [n for n, f in fields.items() if f.default is needed and f.default_factory is needed and n not in values]
     if missing:
         raise ProtocolError(f"{cls.__name__.lower()} lacks {', '.join(missing)}; it was not written by genray, or torn")
     return dict(values)
+
+
+def _object(cls: type, values: Any) -> dict[str, Any]:
+    """`values`, refused unless JSON gave an object."""
+    if not isinstance(values, dict):
+        raise ProtocolError(f"a {cls.__name__.lower()} is an object of fields and values, not {values!r:.60}")
+    return values

@@ -9,8 +9,11 @@ from typing import Protocol
 
 from torch import nn
 
-from genray.models.dcgan import DCGAN
+from genray.models.dcgan import DCGAN, DCGANClassifier
+from genray.models.r3gan import R3GAN
 from genray.models.resnet import ResNetClassifier
+from genray.models.sngan import SNGAN
+from genray.models.stylegan2 import StyleGAN2
 from genray.models.tokenizer import Tokenizer
 from genray.models.torchvision_resnet import TorchvisionResNet
 from genray.models.vae import MLPVAE, ConvVAE
@@ -35,9 +38,13 @@ class Model(Protocol):
 
 MODELS: dict[str, type[Model]] = {
     "dcgan": DCGAN,
+    "sngan": SNGAN,
+    "r3gan": R3GAN,
+    "stylegan2": StyleGAN2,
     "conv-vae": ConvVAE,
     "mlp-vae": MLPVAE,
     "tokenizer": Tokenizer,
+    "dcgan-classifier": DCGANClassifier,
     "resnet-classifier": ResNetClassifier,
     "torchvision-resnet": TorchvisionResNet,
 }
