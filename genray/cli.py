@@ -16,7 +16,7 @@ from rich.table import Table
 from genray import cli_classify, cli_sample, cli_study, snapshot
 from genray.config import Config, Data, Eval
 from genray.errors import ConfigError, GenrayError, unknown
-from genray.paths import base_directory, resolved
+from genray.paths import base_directory, keep_private, resolved
 from genray.presets import PRESETS, expectation, preset
 from genray.search import Search
 from genray.space import space_of
@@ -310,6 +310,7 @@ def _dispatch(name: str, rest: Sequence[str]) -> int:
 
 def guarded(command: Callable[[], int]) -> int:
     """The exit status of `command`; an error of ours becomes one line on stderr, the last of the output."""
+    keep_private()
     try:
         return command()
     except GenrayError as error:

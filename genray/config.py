@@ -15,6 +15,7 @@ from genray.evaluation import check_names
 from genray.fields import as_object, build_section, check_at_least
 from genray.models import MODELS, Model
 from genray.objectives import OBJECTIVES, Objective
+from genray.transfer import Transfer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,6 +283,7 @@ class Config:
     objective: Objective
     optim: Optim
     anneal: Anneal = field(default_factory=Anneal)
+    transfer: Transfer = field(default_factory=Transfer)
     train: Train
     eval: Eval = field(default_factory=Eval)
     health: Health = field(default_factory=Health)
@@ -334,6 +336,7 @@ _SECTIONS: dict[str, type] = {
     "data": Data,
     "optim": Optim,
     "anneal": Anneal,
+    "transfer": Transfer,
     "train": Train,
     "eval": Eval,
     "health": Health,

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from genray.config import Optim
 
 
-def build(module: nn.Module, optim: Optim, lr: float) -> torch.optim.Optimizer:
-    """A fused Adam or AdamW over all parameters of `module`.
+def build(
+    module: nn.Module, optim: Optim, lr: float, groups: list[dict[str, Any]] | None = None
+) -> torch.optim.Optimizer:
+    """A fused Adam or AdamW over all parameters of `module`, in `groups` where those are given.
 
     Fused, because its kernel leaves weights and moments alone where `found_inf` is set: a
     non-finite update is skipped on the device, and the host need not look.
@@ -24,7 +26,7 @@ def build(module: nn.Module, optim: Optim, lr: float) -> torch.optim.Optimizer:
         "weight_decay": optim.weight_decay,
         "fused": True,
     }
-    return kind(module.parameters(), **knobs)
+    return kind(groups or module.parameters(), **knobs)
 
 
 def lr_factor(optim: Optim, samples_seen: int, total_samples: int) -> float:
@@ -43,9 +45,9 @@ def lr_factor(optim: Optim, samples_seen: int, total_samples: int) -> float:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float, betas: tuple[float, float]) -> None:
-    """The learning rate and the decays of the moments of the next step."""
+    """The learning rate, times the `share` of a group that has one, and the decays of the moments of the next step."""
     for group in optimizer.param_groups:
-        group["lr"], group["betas"] = lr, betas
+        group["lr"], group["betas"] = lr * group.get("share", 1.0), betas
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

@@ -41,6 +41,9 @@ def resolved(config: Config) -> Config:
         root=str(Path(root).expanduser().absolute()) if root else None,
         cache=str(Path(config.data.cache).expanduser().absolute()),
     )
+    source = config.transfer.source
+    if source and is_path(source):
+        source = str(Path(source).expanduser().absolute())
     extractor = config.eval.extractor
     if extractor and (weights := extractors.parse(extractor)):
         extractor = f"{extractor.partition(':')[0]}:{weights[2].absolute()}"
@@ -56,8 +59,14 @@ def resolved(config: Config) -> Config:
         config,
         run=replace(config.run, storage=storage),
         data=data,
+        transfer=replace(config.transfer, source=source),
         eval=replace(config.eval, extractor=extractor),
     )
+
+
+def keep_private() -> None:
+    """Files that this process makes from now on can be read by its own user alone."""
+    os.umask(0o077)
 
 
 def is_path(model: str) -> bool:

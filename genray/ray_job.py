@@ -6,9 +6,11 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from types import FrameType
 from typing import Any, Literal
+
+import torch
 
 from genray import distributed, mlflow_champion, mlflow_registry, mlflow_store, mlflow_tracking, ray_train
 from genray.checkpoint import EXTRACTOR, SNAPSHOTS, FolderStore, step_of
@@ -20,8 +22,9 @@ from genray.estimate import memory_mb, num_parameters
 from genray.evaluation.protocol import Score
 from genray.health import late_finding
 from genray.mlflow_drain import Delivery, Drain
-from genray.paths import base_directory
+from genray.paths import base_directory, is_path
 from genray.ray_evaluate import Scorer
+from genray.start import START, start_from
 from genray.storage import RunFolder
 from genray.trainer import Outcome, check_same_run, train
 
@@ -83,6 +86,7 @@ def run(config: Config) -> Report:
     folder.probe()
     _note_splits(folder, config, images)
     _claim(folder, config)
+    _bring_start(folder, config, uri, images)
     can_score = bring_extractor(folder, config, uri)
     run_id = _start_tracking(folder, config, uri, images)
     drain = Drain(uri, run_id, folder.local / "journal", refresh=lambda: _refresh(folder))
@@ -148,6 +152,23 @@ def _note_splits(folder: RunFolder, config: Config, train_images: ImageSet) -> N
     noted = {images.split: describe(images) for images in (train_images, test)}
     path.write_text(json.dumps({"split_seed": config.data.split_seed} | noted, indent=2) + "\n")
     folder.push("splits.json")
+
+
+def _bring_start(folder: RunFolder, config: Config, uri: str, images: ImageSet) -> None:
+    """Puts the registry's model that the run starts from into its folder; says, and notes, what is taken of it."""
+    source = config.transfer.source
+    if not source:
+        return
+    if not is_path(source) and not folder.pull(START).is_dir():
+        mlflow_champion.fetch(source, uri, folder.local / START)
+        folder.push(START)
+    with torch.random.fork_rng(devices=[]):
+        module = config.model.build(config.data.image_shape, len(images.classes))[config.objective.product]
+    fit, digest = start_from(module, config, folder)
+    print(f"starts    from {source} ({digest[:12]}…): {fit}", flush=True)  # noqa: T201
+    noted = {"source": source, "sha256": digest, **asdict(fit)}
+    (folder.local / "transfer.json").write_text(json.dumps(noted, indent=2) + "\n")
+    folder.push("transfer.json")
 
 
 def bring_extractor(folder: RunFolder, config: Config, uri: str) -> bool:

@@ -25,11 +25,12 @@ from genray.objectives import Batch, Networks, Phase
 from genray.progress import Progress
 from genray.sampling import generate, grid, latents
 from genray.snapshot import Snapshot
+from genray.start import build_networks
 from genray.step import PhaseState, train_step
 from genray.storage import RunFolder
 from genray.streams import Draws, derive_seed, seed_default
 from genray.tracking import JsonlTracker, NullTracker, Tracker
-from genray.transfer import build_networks
+from genray.transfer import parameter_groups, thaw
 
 GRID_ROWS, MAX_COLUMNS = 8, 10
 
@@ -76,7 +77,7 @@ class Trainer:
         per_rank = per_rank_batch_size(train.global_batch_size, world.world_size)
         self.share = slice(world.rank * per_rank, (world.rank + 1) * per_rank)
         torch.manual_seed(derive_seed(train.seed, "weights"))
-        built = build_networks(config, images)
+        built = build_networks(config, images, folder)
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
         bare = {name: module.to(world.device, memory_format=layout) for name, module in built.items()}  # type: ignore[call-overload]
         self.product: nn.Module = bare[objective.product]
@@ -152,6 +153,8 @@ class Trainer:
         now = annealed(self.config, seen)
         factor = self.monitor.past.lr_scale * optim.lr_factor(now.optim, seen, total)
         for state in self.phases:
+            if self.config.transfer.on:
+                thaw(self.config.transfer, self.networks.bare[state.phase.module], state.optimizer, seen)
             optim.set_rates(state.optimizer, now.optim.phase_lr(state.phase.module) * factor, now.optim.betas)
         with self.progress.waiting_for_data():
             images, labels = self.loader.batch(self.step)
@@ -296,10 +299,11 @@ class Trainer:
 
     def _phase_state(self, phase: Phase) -> PhaseState:
         lr = self.config.optim.phase_lr(phase.module)
-        device = self.world.device
+        device, module = self.world.device, self.networks.bare[phase.module]
+        groups = parameter_groups(module) if self.config.transfer.on else None
         return PhaseState(
             phase=phase,
-            optimizer=optim.build(self.networks.bare[phase.module], self.config.optim, lr),
+            optimizer=optim.build(module, self.config.optim, lr, groups),
             skipped=torch.zeros((), device=device),
             in_a_row=torch.zeros((), device=device),
             own_fault=torch.zeros((), dtype=torch.int64, device=device),

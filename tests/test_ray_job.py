@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import tiny_config
 from image_folders import folder_data, make_folder
 from mlflow import MlflowClient
@@ -22,7 +23,9 @@ from genray.models.vae import MLPVAE
 from genray.objectives.elbo import ELBO
 from genray.paths import resolved
 from genray.presets import preset
+from genray.start import read_weights
 from genray.tracking import read_journal
+from genray.transfer import Transfer
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.mlflow, pytest.mark.filterwarnings("ignore:.*pip version")]
@@ -78,6 +81,27 @@ def test_job_stops_at_a_leaking_split_unless_told_to_warn(tmp_path, on_leak, cap
     else:
         assert ray_job.run(config).outcome.step == 2
         assert "1 of 8 images of split 'test'" in caplog.text
+
+
+def test_job_starts_from_a_registered_model_and_says_what_it_takes(finished, capsys):
+    storage, _, _ = finished
+    quick = preset("digits-classifier")
+    config = replace(
+        quick,
+        run=replace(quick.run, name="transferred", storage=str(storage)),
+        transfer=Transfer(source="digits-classifier/1", trunk_lr=0.0),
+        train=replace(quick.train, num_steps=1),
+        cluster=Cluster(num_workers=0),
+        tracking=Tracking(uri=f"sqlite:///{storage / 'mlflow.db'}"),
+    )
+    ray_job.run(resolved(config))
+    noted = json.loads((storage / "transferred" / "transfer.json").read_text())
+    taken, digest = read_weights(storage / "transferred" / "start")
+    assert noted["sha256"] == digest and set(noted["taken"]) == set(taken) and noted["left"] == noted["new"] == []
+    assert f"starts    from digits-classifier/1 ({digest[:12]}…): {len(taken)} taken" in capsys.readouterr().out
+    (place,) = (storage / "transferred" / "checkpoints").iterdir()
+    after, name = read_weights(place)[0], "layers.2.first.0.weight"
+    assert torch.equal(after[f"modules/classifier/{name}"], taken[name])
 
 
 def test_job_leaves_every_metric_of_its_journals_in_mlflow_once(finished):
@@ -191,3 +215,13 @@ def test_job_that_gets_sigterm_closes_its_mlflow_run_as_killed(tmp_path):
     assert err.splitlines()[-1] == "interrupted; the same command goes on from the last checkpoint"
     (run,) = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_runs(["1"])
     assert run.info.status == "KILLED"
+
+
+def test_nobody_else_may_read_what_a_run_leaves(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "genray", "train", "digits-vae", "--cluster.num-workers", "0"]
+    command += ["--train.num-steps", "4", "--train.sample-every", "2", "--eval.num-samples", "16"]
+    command += ["--run.storage", "runs", "--data.cache", "cache", "--tracking.uri", "sqlite:///mlflow.db"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, umask=0o022)
+    found = sorted(tmp_path.rglob("*"))
+    assert {path.suffix for path in found} >= {".safetensors", ".json", ".jsonl", ".png", ".db"}
+    assert [str(path) for path in found if path.stat().st_mode & 0o077] == []

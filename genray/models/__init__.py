@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import nn
 
-from genray.models.dcgan import DCGAN
+from genray.models.dcgan import DCGAN, DCGANClassifier
 from genray.models.r3gan import R3GAN
 from genray.models.resnet import ResNetClassifier
 from genray.models.sngan import SNGAN
@@ -42,6 +42,7 @@ MODELS: dict[str, type[Model]] = {
     "stylegan2": StyleGAN2,
     "conv-vae": ConvVAE,
     "mlp-vae": MLPVAE,
+    "dcgan-classifier": DCGANClassifier,
     "resnet-classifier": ResNetClassifier,
     "torchvision-resnet": TorchvisionResNet,
 }

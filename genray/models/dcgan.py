@@ -4,7 +4,7 @@ Radford et al. 2016, arXiv:1511.06434; labels enter the discriminator by project
 Koyama 2018, arXiv:1802.05637). At 64 x 64 pixels the defaults are the network of that paper.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 import torch
@@ -143,6 +143,78 @@ class Discriminator(nn.Module):
         if self.embedding is not None:
             embedded = self.embedding(_given(labels, self.num_labels))
             logits = logits + (features * embedded).sum(dim=1)
+        return logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class DCGANClassifier:
+    """A classifier whose trunk is the discriminator of a `DCGAN` with the same knobs, so that its weights fit."""
+
+    modules: ClassVar[tuple[str, ...]] = ("classifier",)
+
+    width: int = 64
+    """As the GAN's."""
+    max_width: int = 512
+    """As the GAN's."""
+    min_base: int = 4
+    """As the GAN's."""
+    discriminator_norm: Literal["batch", "none"] = "batch"
+    """As the GAN's."""
+    negative_slope: float = 0.2
+    """As the GAN's."""
+
+    def __post_init__(self) -> None:
+        self.gan()
+
+    def gan(self) -> DCGAN:
+        """The GAN with these knobs."""
+        return DCGAN(**{f.name: getattr(self, f.name) for f in fields(self)})
+
+    def check(self, image_shape: tuple[int, int, int]) -> None:
+        """Raises ValueError, with the cure, where the GAN does."""
+        self.gan().check(image_shape)
+
+    def build(self, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, nn.Module]:
+        """A fresh `classifier` of images (C, H, W) into `num_classes` classes.
+
+        Raises:
+            ValueError: fewer than two classes.
+        """
+        if num_classes < 2:
+            raise ValueError(f"model dcgan-classifier needs 2 classes or more, and the data have {num_classes}")
+        return {"classifier": DiscriminatorClassifier(self.gan(), image_shape, num_classes)}
+
+
+class DiscriminatorClassifier(nn.Module):
+    """Images (B, C, H, W) in [-1, 1] to logits (B, K) of their classes."""
+
+    def __init__(self, knobs: DCGAN, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        trunk = Discriminator(knobs, image_shape, 0)
+        self.layers = trunk.layers
+        self.feature_dim = trunk.head.in_features
+        self.head = nn.Linear(self.feature_dim, num_classes)
+
+    @property
+    def stages(self) -> tuple[tuple[nn.Module, ...], ...]:
+        """The network from the image to the logits, in parts that may be frozen one by one; the head is last."""
+        starts = [i for i, layer in enumerate(self.layers) if isinstance(layer, nn.Conv2d)]
+        parts = (tuple(self.layers[a:b]) for a, b in zip(starts, [*starts[1:], len(self.layers)], strict=True))
+        return (*parts, (self.head,))
+
+    @property
+    def map_layer(self) -> nn.Module:
+        """The layer whose maps the features are."""
+        return self.layers
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the last layer sees of images (B, C, H, W) in [-1, 1]: (B, feature_dim)."""
+        maps: Tensor = self.layers(images)
+        return maps.flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K), unbounded."""
+        logits: Tensor = self.head(self.features(images))
         return logits
 
 

@@ -70,6 +70,12 @@ class ResNet(nn.Module):
         self.head = nn.Linear(width, num_classes)
 
     @property
+    def stages(self) -> tuple[tuple[nn.Module, ...], ...]:
+        """The network from the image to the logits, in parts that may be frozen one by one; the head is last."""
+        stem, relu, *blocks = self.layers
+        return ((stem, relu), *((block,) for block in blocks), (self.head,))
+
+    @property
     def map_layer(self) -> nn.Module:
         """The layer whose maps the features are means of."""
         return self.layers

@@ -1,0 +1,83 @@
+"""The networks that a run starts from."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from genray import checkpoint, snapshot
+from genray.config import Config
+from genray.data.images import ImageSet
+from genray.errors import CheckpointError, ConfigError
+from genray.manifest import MANIFEST, sha256, verify
+from genray.objectives import Stateful
+from genray.paths import is_path
+from genray.storage import RunFolder
+from genray.transfer import Fit, take
+
+START = "start"
+"""Folder of a run with the snapshot of the registry that it starts from."""
+
+
+def build_networks(config: Config, images: ImageSet, folder: RunFolder) -> dict[str, nn.Module]:
+    """Networks of the run, fresh or with weights of another; those that normalise images have measured theirs.
+
+    Initial weights come from torch's global generator, which the caller seeds.
+
+    Raises:
+        ConfigError: the objective weighs another number of classes than the images have.
+        CheckpointError: what the run is to start from cannot be read, or does not fit.
+    """
+    weights = getattr(config.objective, "class_weights", ())
+    if weights and len(weights) != len(images.classes):
+        raise ConfigError(
+            f"objective.class_weights has {len(weights)} numbers, and the images have {len(images.classes)} classes "
+            f"({', '.join(images.classes[:10])}); give one for each"
+        )
+    built: dict[str, nn.Module] = config.model.build(config.data.image_shape, len(images.classes))
+    if isinstance(config.objective, Stateful):
+        built |= config.objective.state()
+    for module in built.values():
+        standardise: Any = getattr(module, "standardise", None)
+        if standardise is not None:
+            standardise.measure(images.images)
+    if config.transfer.source:
+        start_from(built[config.objective.product], config, folder)
+    return built
+
+
+def start_from(module: nn.Module, config: Config, folder: RunFolder) -> tuple[Fit, str]:
+    """What `module` took of `transfer.source`, and the digest of that: SHA-256 of the file or of the manifest."""
+    source = config.transfer.source
+    place = Path(source).expanduser() if is_path(source) else folder.pull(START)
+    tensors, digest = read_weights(place)
+    return take(module, tensors, source), digest
+
+
+def read_weights(place: Path) -> tuple[dict[str, Tensor], str]:
+    """All tensors of a file, a snapshot or a checkpoint by name, and the digest of what was read.
+
+    Raises:
+        CheckpointError: there is nothing, it is damaged, or it holds more than tensors.
+    """
+    if place.is_dir():
+        kinds = {checkpoint.TENSORS: checkpoint.STATE, snapshot.WEIGHTS: snapshot.CARD}
+        for file, beside in kinds.items():
+            if (place / file).is_file():
+                digest = verify(place, (file, beside))
+                return load_file(place / file), digest
+        raise CheckpointError(f"transfer.source={str(place)!r} holds no {MANIFEST} of a snapshot or checkpoint")
+    try:
+        if place.suffix == ".safetensors":
+            return load_file(place), sha256(place)
+        found = torch.load(place, map_location="cpu", weights_only=True)
+        found = found.get("state_dict", found)
+        return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}, sha256(place)
+    except Exception as error:  # the unpickler raises whatever the damage leads it to
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"transfer.source={str(place)!r} cannot be read as weights ({reason}); give a .pth or "
+            ".safetensors file of tensors, a snapshot, a checkpoint, or NAME@ALIAS"
+        ) from error
