@@ -137,6 +137,8 @@ class Train:
     """Arithmetic of forward and backward (autocast); weights and optimiser stay in fp32."""
     channels_last: bool = True
     """Memory layout (N, H, W, C) for convolutions."""
+    compile: bool = False
+    """Compile all networks (torch.compile), except where gradients are penalised: minutes at first, for a GPU."""
     ema_half_life: float = 10_000
     """Images after which a weight's share in the EMA has halved; 0: no averaging."""
     max_skipped: int = 20
@@ -331,18 +333,7 @@ class Config:
 
 
 _TABLES: dict[str, dict[str, type]] = {"model": MODELS, "objective": OBJECTIVES}
-_SECTIONS: dict[str, type] = {
-    "run": Run,
-    "data": Data,
-    "optim": Optim,
-    "anneal": Anneal,
-    "transfer": Transfer,
-    "train": Train,
-    "eval": Eval,
-    "health": Health,
-    "cluster": Cluster,
-    "tracking": Tracking,
-}
+_SECTIONS: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Config) if f.name not in _TABLES}
 
 _FREE_SECTIONS = ("eval", "cluster", "tracking")
 _FREE_FIELDS = ("run.storage", "data.on_leak", "data.root", "data.cache", "data.download", "train.keep")

@@ -5,13 +5,14 @@ Consistency: Zhang et al. 2020, arXiv:1910.12027, and, of both sides, Zhao et al
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from genray.compiled import uncompiled
 from genray.objectives.adversarial import Form, generator_loss, margin_loss, one_per_sample
 from genray.objectives.augmentation import NUM_DRAWS, AdaptiveProbability, Operation, augment, translate
 from genray.objectives.base import Batch, Networks, Phase
@@ -235,9 +236,14 @@ class GAN:
         return augment(images, batch.draws.uniform(f"augment/{stream}", NUM_DRAWS), self.augment, probability)
 
 
-def _exactly(samples: Tensor, penalised: bool) -> AbstractContextManager[Any]:
-    """fp32 where a gradient is penalised: a gradient of gradients in bf16 keeps 2 to 3 digits of nothing much."""
-    return torch.autocast(samples.device.type, enabled=False) if penalised else nullcontext()
+@contextmanager
+def _exactly(samples: Tensor, penalised: bool) -> Iterator[None]:
+    """fp32 and uncompiled where a gradient is penalised: in bf16 its own gradient has 2 to 3 digits of nothing much."""
+    if not penalised:
+        yield
+        return
+    with torch.autocast(samples.device.type, enabled=False), uncompiled():
+        yield
 
 
 def _of_side(side: str, batch: Batch, fakes: Tensor) -> Tensor:

@@ -177,7 +177,7 @@ def cifar10_r3gan() -> Config:
     return Config(
         run=Run(name="cifar10-r3gan"),
         data=Data(name="cifar10", flip=True),
-        model=R3GAN(latent_dim=64, width=768, max_width=768, group_width=32, conditional=True),
+        model=R3GAN(latent_dim=64, width=256, max_width=768, group_width=32, conditional=True),
         objective=GAN(
             form="relativistic",
             gamma=0.05,
