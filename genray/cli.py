@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from genray import cli_classify, cli_study, sampling, snapshot
+from genray import cli_classify, cli_generate, cli_study, sampling, snapshot
 from genray.config import Config, Data, Eval
 from genray.errors import ConfigError, GenrayError, unknown
 from genray.paths import base_directory, resolved
@@ -320,6 +320,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "pull": pull,
     "sample": sample,
     "classify": cli_classify.classify,
+    "generate": cli_generate.generate,
     "doctor": doctor,
 }
 
