@@ -59,7 +59,7 @@ class ServedGenerator(ServedModel):
         Args:
             context: of MLflow; not used after loading.
             model_input: `n` images of `seed`; of class `label`, or of all in turn where no row has one.
-            params: `truncation`, a factor on the latents, 1 by default.
+            params: `truncation`, a factor on the latents, or on the styles around their mean, 1 by default.
 
         Raises:
             ValueError: a number is out of range, or more than `max_n` images are asked for.
@@ -91,7 +91,9 @@ class ServedGenerator(ServedModel):
 
     @torch.no_grad()
     def _sample(self, n: int, seed: int, label: int | None, truncation: float) -> torch.Tensor:
-        z = torch.randn(n, int(self.module.latent_dim), generator=torch.Generator().manual_seed(seed)) * truncation
+        z = torch.randn(n, int(self.module.latent_dim), generator=torch.Generator().manual_seed(seed))
+        of_styles = {"truncation": truncation} if hasattr(self.module, "mean_style") else {}
+        z = z if of_styles else z * truncation
         labels = None
         if self.module.num_labels:
             labels = torch.arange(n) % int(self.module.num_labels) if label is None else torch.full((n,), label)
@@ -99,7 +101,7 @@ class ServedGenerator(ServedModel):
         for start in range(0, n, SERVED_BATCH_SIZE):
             part = slice(start, start + SERVED_BATCH_SIZE)
             own = None if labels is None else labels[part].to(self.device)
-            made = self.module.generate(z[part].to(self.device), own).float()
+            made = self.module.generate(z[part].to(self.device), own, **of_styles).float()
             images.append(((made + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
         return torch.cat(images)
 

@@ -69,6 +69,11 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute()) if path else ""
 
 
+def keep_private() -> None:
+    """Files that this process makes from now on can be read by its own user alone."""
+    os.umask(0o077)
+
+
 def is_path(model: str) -> bool:
     """Whether a model is named by a folder rather than as NAME@ALIAS or NAME/VERSION of the registry."""
     if "@" in model:

@@ -16,6 +16,7 @@ from genray.errors import GenrayError
 from genray.evaluation import METRICS
 from genray.evaluation.protocol import Score
 from genray.evaluation.scoring import read_scores, score_snapshot, write_scores
+from genray.paths import keep_private
 from genray.storage import RunFolder
 from genray.tracking import JsonlTracker
 
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 def score_step(config: dict[str, Any], storage: str, name: str) -> None:
     """Scores the snapshot `name` of a run, and leaves the result in the run's folder."""
+    keep_private()
     made = Config.from_dict(config)
     folder = RunFolder.open(storage, made.run.name)
     take_scores(made, folder, name, folder)

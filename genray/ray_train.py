@@ -22,6 +22,7 @@ from genray.config import Config
 from genray.data.mix import training_images
 from genray.distributed import World
 from genray.errors import ClusterError, DivergenceError, GenrayError, ResumeError, StorageError
+from genray.paths import keep_private
 from genray.storage import RunFolder
 from genray.trainer import Outcome, train
 
@@ -161,6 +162,7 @@ def worker_environment() -> dict[str, str]:
 
 def work(task: dict[str, Any]) -> dict[str, Any]:
     """What one worker does: joins the ranks that Ray has set up, and trains."""
+    keep_private()
     config = Config.from_dict(task["config"])
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
     folder = RunFolder.open(task["storage"], config.run.name)

@@ -40,6 +40,7 @@ from genray.distributed import World
 from genray.errors import ConfigError, GenrayError
 from genray.evaluation.protocol import Score
 from genray.evaluation.scoring import read_scores
+from genray.paths import keep_private
 from genray.ray_evaluate import logged, note_best, take_scores
 from genray.search import objectives
 from genray.storage import RunFolder
@@ -57,6 +58,7 @@ class Rank:
     """One rank of one trial at a time."""
 
     def __init__(self) -> None:
+        keep_private()
         self.trainer: Trainer | None = None
 
     def address(self) -> tuple[str, int]:

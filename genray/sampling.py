@@ -1,12 +1,15 @@
 """Snapshot and seed in, images out.
 
 The rule is short enough to be written again in a registered model that opens without genray:
-`z = randn(num, latent_dim)` from a CPU generator at `seed`, times the truncation; labels
-0, 1, 2, … in turn; eval mode; batches in order; `round((x + 1) * 127.5)`.
+`z = randn(num, latent_dim)` from a CPU generator at `seed`; the truncation a factor on z, or, where
+the model has a `mean_style`, on the way from it to each style; labels 0, 1, 2, … in turn; eval mode;
+batches in order; `round((x + 1) * 127.5)`.
 """
 
 import math
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,31 +49,42 @@ def sample(
         num: images, at least 1.
         seed: of the latents, at least 0.
         label: class of every image. None: all classes in turn, where the model has any.
-        truncation: factor on the latents, at least 0; below 1 trades diversity for quality.
+        truncation: factor on the latents, or on the styles around their mean, at least 0; below 1 trades
+            diversity for quality.
         batch_size: images per forward pass.
 
     Raises:
         ConfigError: the snapshot makes no images, or an argument is out of range.
         DivergenceError: the model gives non-finite pixels.
     """
+    check_makes_images(snapshot, num, seed, truncation)
     module: Any = snapshot.module
+    labels = labels_for(num, int(module.num_labels), label, snapshot.classes)
+    return generate(module, latents(num, int(module.latent_dim), seed), labels, batch_size, truncation=truncation)
+
+
+def check_makes_images(snapshot: "Snapshot", num: int, seed: int, truncation: float) -> None:
+    """Refuses a classifier, and arguments of `sample` that are out of range.
+
+    Raises:
+        ConfigError: says which, and what to do.
+    """
     if snapshot.product == "classifier":
         raise ConfigError(f"snapshot of {snapshot.task!r} is a classifier, which makes no images; use a generator's")
     _check_range("num", num, 1)
     _check_range("seed", seed, 0)
     _check_range("truncation", truncation, 0)
-    num_labels = int(module.num_labels)
-    z = latents(num, int(module.latent_dim), seed, truncation)
-    return generate(module, z, _labels(num, num_labels, label, snapshot.classes), batch_size)
 
 
-def latents(num: int, latent_dim: int, seed: int, truncation: float = 1.0) -> Tensor:
-    """Standard normal numbers times `truncation`, (num, latent_dim), equal on every device."""
-    return torch.randn(num, latent_dim, generator=torch.Generator().manual_seed(seed)) * truncation
+def latents(num: int, latent_dim: int, seed: int) -> Tensor:
+    """Standard normal numbers, (num, latent_dim), equal on every device."""
+    return torch.randn(num, latent_dim, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
-def generate(module: nn.Module, z: Tensor, labels: Tensor | None, batch_size: int = 256) -> Tensor:
+def generate(
+    module: nn.Module, z: Tensor, labels: Tensor | None, batch_size: int = 256, *, truncation: float = 1.0
+) -> Tensor:
     """Images of the given latents, uint8 (N, C, H, W), on the CPU.
 
     Args:
@@ -78,6 +92,7 @@ def generate(module: nn.Module, z: Tensor, labels: Tensor | None, batch_size: in
         z: (N, latent_dim).
         labels: (N,), int64, or None for an unconditional model.
         batch_size: images per forward pass, at least 1.
+        truncation: factor on the latents, or on the styles around their mean.
 
     Raises:
         ConfigError: `batch_size` is below 1.
@@ -86,11 +101,13 @@ def generate(module: nn.Module, z: Tensor, labels: Tensor | None, batch_size: in
     _check_range("batch_size", batch_size, 1)
     model: Any = module.eval()
     device = next(module.parameters()).device
+    of_styles = {"truncation": truncation} if hasattr(module, "mean_style") else {}
+    z = z if of_styles else z * truncation
     images = []
     for start in range(0, len(z), batch_size):
         part = slice(start, start + batch_size)
         own = None if labels is None else labels[part].to(device)
-        images.append(to_uint8(model.generate(z[part].to(device), own)).cpu())
+        images.append(to_uint8(model.generate(z[part].to(device), own, **of_styles)).cpu())
     return torch.cat(images)
 
 
@@ -147,15 +164,27 @@ def grid(images: Tensor, columns: int | None = None) -> NDArray[np.uint8]:
 
 def save_png(path: Path, pixels: NDArray[np.uint8]) -> None:
     """Writes `pixels`, uint8 (H, W, 3), as PNG; a reader sees the old file or the whole new one."""
+    with written_whole(path) as beside:
+        Image.fromarray(pixels).save(beside, format="PNG")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which becomes `path` at the end of the block, or goes where it fails."""
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        Image.fromarray(pixels).save(beside, format="PNG")
+        yield beside
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
 
 
-def _labels(num: int, num_labels: int, label: int | None, classes: tuple[str, ...]) -> Tensor | None:
+def labels_for(num: int, num_labels: int, label: int | None, classes: tuple[str, ...]) -> Tensor | None:
+    """Labels (num,) of samples: all of `label`, or all classes in turn; None for an unconditional model.
+
+    Raises:
+        ConfigError: there is no such class.
+    """
     if num_labels == 0:
         if label is not None:
             raise ConfigError(f"label={label!r} was asked for, but the model is unconditional; leave the label out")

@@ -12,6 +12,7 @@ from genray.config import Config
 from genray.data.images import ImageSet
 from genray.errors import CheckpointError, ConfigError
 from genray.manifest import MANIFEST, sha256, verify
+from genray.objectives import Stateful
 from genray.paths import is_path
 from genray.storage import RunFolder
 from genray.transfer import Fit, take
@@ -36,6 +37,8 @@ def build_networks(config: Config, images: ImageSet, folder: RunFolder) -> dict[
             f"({', '.join(images.classes[:10])}); give one for each"
         )
     built: dict[str, nn.Module] = config.model.build(config.data.image_shape, len(images.classes))
+    if isinstance(config.objective, Stateful):
+        built |= config.objective.state()
     for module in built.values():
         standardise: Any = getattr(module, "standardise", None)
         if standardise is not None:

@@ -84,7 +84,7 @@ class JsonlTracker:
         path = directory / f"{name}.jsonl"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         except OSError as error:
             raise StorageError(f"the journal {path} cannot be opened: {error.strerror}") from error
         self._path = path

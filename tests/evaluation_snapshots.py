@@ -6,6 +6,8 @@ from genray import snapshot
 from genray.config import Config, Data, Optim, Train
 from genray.models.dcgan import DCGAN
 from genray.models.resnet import ResNetClassifier
+from genray.models.sngan import SNGAN
+from genray.models.stylegan2 import StyleGAN2
 from genray.models.vae import MLPVAE
 from genray.objectives.classification import Classification
 from genray.objectives.elbo import ELBO
@@ -38,3 +40,14 @@ def save_generator(directory, *, conditional=False, **options):
 
 def save_vae(directory, objective=None, **options):
     return save(directory, MLPVAE(latent_dim=3, hidden=16), objective or ELBO(), **options)
+
+
+def save_stylegan2(directory, **options):
+    """With mean styles that truncation shows."""
+    model = StyleGAN2(latent_dim=4, style_dim=8, width=4, max_width=8, conditional=True)
+    return save(directory, model, GAN(), change=lambda module: module.mean_style.normal_(), **options)
+
+
+def save_sngan(directory, **options):
+    model = SNGAN(latent_dim=4, width=4, max_width=8, conditional=True, spectral="both")
+    return save(directory, model, GAN(), **options)

@@ -44,6 +44,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, P
     made = {
         "plain": snapshots.save_generator(base / "plain"),
         "conditional": snapshots.save_generator(base / "conditional", conditional=True),
+        "stylegan2": snapshots.save_stylegan2(base / "stylegan2"),
+        "sngan": snapshots.save_sngan(base / "sngan"),
         "vae": snapshots.save_vae(base / "vae"),
         "classifier": snapshots.save_classifier(base / "classifier"),
     }
@@ -95,7 +97,14 @@ def test_requirements_are_exact_and_public(folders: dict[str, tuple[Path, Path]]
 
 @pytest.mark.parametrize(
     ("kind", "label", "truncation"),
-    [("plain", None, 1.0), ("conditional", 7, 0.5), ("conditional", None, 1.0), ("vae", None, 1.0)],
+    [
+        ("plain", None, 1.0),
+        ("conditional", 7, 0.5),
+        ("conditional", None, 1.0),
+        ("stylegan2", 7, 0.5),
+        ("sngan", None, 1.0),
+        ("vae", None, 1.0),
+    ],
 )
 def test_stranger_draws_the_images_of_genray_bit_for_bit(
     folders: dict[str, tuple[Path, Path]], tmp_path: Path, kind: str, label: int | None, truncation: float

@@ -269,7 +269,8 @@ def test_gan_refuses_models_of_other_modules(name: str, has: str) -> None:
     with pytest.raises(ValueError) as caught:
         GAN().check(MODELS[name]())
     assert str(caught.value) == (
-        f"objective gan trains generator and discriminator, and model {name} has {has}; choose model dcgan"
+        f"objective gan trains generator and discriminator, and model {name} has {has}; "
+        "choose model dcgan or r3gan or sngan or stylegan2"
     )
 
 

@@ -215,3 +215,13 @@ def test_job_that_gets_sigterm_closes_its_mlflow_run_as_killed(tmp_path):
     assert err.splitlines()[-1] == "interrupted; the same command goes on from the last checkpoint"
     (run,) = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_runs(["1"])
     assert run.info.status == "KILLED"
+
+
+def test_nobody_else_may_read_what_a_run_leaves(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "genray", "train", "digits-vae", "--cluster.num-workers", "0"]
+    command += ["--train.num-steps", "4", "--train.sample-every", "2", "--eval.num-samples", "16"]
+    command += ["--run.storage", "runs", "--data.cache", "cache", "--tracking.uri", "sqlite:///mlflow.db"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, umask=0o022)
+    found = sorted(tmp_path.rglob("*"))
+    assert {path.suffix for path in found} >= {".safetensors", ".json", ".jsonl", ".png", ".db"}
+    assert [str(path) for path in found if path.stat().st_mode & 0o077] == []

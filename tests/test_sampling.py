@@ -1,11 +1,13 @@
 from types import SimpleNamespace
 
+import evaluation_snapshots as snapshots
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
+from genray import snapshot
 from genray.errors import ConfigError, DivergenceError
 from genray.sampling import generate, grid, latents, sample, save_png, to_float, to_uint8
 
@@ -217,3 +219,17 @@ def test_save_png_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path)
     with pytest.raises(TypeError):
         save_png(path, np.zeros((4, 4, 5, 3), np.uint8))
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_truncation_to_zero_makes_one_image_a_class_where_it_goes_to_the_mean_style(tmp_path):
+    model = snapshot.load(snapshots.save_stylegan2(tmp_path / "styles"))
+    images = sample(model, 20, seed=0, truncation=0.0)
+    assert torch.equal(images[:10], images[10:]) and len(images[:10].unique(dim=0)) == 10
+
+
+def test_truncation_of_a_model_of_styles_leaves_its_latents_alone(tmp_path):
+    model = snapshot.load(snapshots.save_stylegan2(tmp_path / "styles"))
+    half, whole = (sample(model, 10, seed=0, truncation=truncation) for truncation in (0.5, 1.0))
+    z, labels = latents(10, 4, 0), torch.arange(10)
+    assert torch.equal(half, to_uint8(model.module.generate(z, labels, 0.5)))
+    assert not torch.equal(half, whole)

@@ -213,11 +213,12 @@ def _model_scores(names: Sequence[str], model: Snapshot, against: Comparison) ->
 
 def _fakes(model: Snapshot, reals: ImageSet, settings: Eval, seed: int) -> Iterator[Tensor]:
     """`settings.num_samples` images, in batches."""
-    z = latents(settings.num_samples, int(model.module.latent_dim), seed, settings.truncation)  # type: ignore[arg-type]
+    z = latents(settings.num_samples, int(model.module.latent_dim), seed)  # type: ignore[arg-type]
     labels = reference_labels(reals, settings.num_samples, seed) if _num_labels(model) else None
     for start in range(0, len(z), settings.batch_size):
         part = slice(start, start + settings.batch_size)
-        yield generate(model.module, z[part], None if labels is None else labels[part], settings.batch_size)
+        own = None if labels is None else labels[part]
+        yield generate(model.module, z[part], own, settings.batch_size, truncation=settings.truncation)
 
 
 def _renumbered(images: ImageSet, reals: ImageSet) -> Tensor | None:

@@ -10,7 +10,10 @@ from typing import Protocol
 from torch import nn
 
 from genray.models.dcgan import DCGAN, DCGANClassifier
+from genray.models.r3gan import R3GAN
 from genray.models.resnet import ResNetClassifier
+from genray.models.sngan import SNGAN
+from genray.models.stylegan2 import StyleGAN2
 from genray.models.torchvision_resnet import TorchvisionResNet
 from genray.models.vae import MLPVAE, ConvVAE
 
@@ -34,6 +37,9 @@ class Model(Protocol):
 
 MODELS: dict[str, type[Model]] = {
     "dcgan": DCGAN,
+    "sngan": SNGAN,
+    "r3gan": R3GAN,
+    "stylegan2": StyleGAN2,
     "conv-vae": ConvVAE,
     "mlp-vae": MLPVAE,
     "dcgan-classifier": DCGANClassifier,
