@@ -129,12 +129,12 @@ def write_shard(folder: Path, request: Request, made: "Snapshot", index: int) ->
 
 def draw(made: "Snapshot", request: Request, index: int, labels: Tensor) -> Tensor:
     """Images of one shard, uint8 (len(labels), C, H, W); of all its latents, whoever draws them."""
-    module: torch.nn.Module = made.module
+    module = made.module
     seed = derive_seed(request.seed, "generated", index)
-    z = latents(len(labels), int(getattr(module, "latent_dim", 0)), seed, request.truncation)
+    z = latents(len(labels), int(getattr(module, "latent_dim", 0)), seed)
     conditional = int(getattr(module, "num_labels", 0)) > 0
     try:
-        return generate(module, z, labels if conditional else None, BATCH_SIZE)
+        return generate(module, z, labels if conditional else None, BATCH_SIZE, truncation=request.truncation)
     except DivergenceError as error:
         raise DivergenceError(f"shard {index} of {request.generator}: {error}") from error
 
