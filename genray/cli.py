@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from genray import cli_classify, cli_sample, cli_study, snapshot
+from genray import cli_classify, cli_generate, cli_sample, cli_study, snapshot
 from genray.config import Config, Data, Eval
 from genray.errors import ConfigError, GenrayError, unknown
 from genray.paths import base_directory, keep_private, resolved
@@ -285,6 +285,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "pull": pull,
     "sample": cli_sample.sample,
     "classify": cli_classify.classify,
+    "generate": cli_generate.generate,
     "doctor": doctor,
 }
 

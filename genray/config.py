@@ -10,9 +10,11 @@ from typing import Any, Literal, Self
 
 from genray.anneal import Anneal, check_ends
 from genray.data import DATASETS
+from genray.data.mix import Mix
 from genray.errors import ConfigError, unknown
 from genray.evaluation import check_names
 from genray.fields import as_object, build_section, check_at_least
+from genray.health_rules import Health as Health
 from genray.models import MODELS, Model
 from genray.objectives import OBJECTIVES, Objective
 from genray.transfer import Transfer
@@ -191,61 +193,6 @@ class Eval:
         check_names(self.metrics)
 
 
-Action = Literal["off", "warn", "stop", "rollback"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Health:
-    """What a run watches in itself.
-
-    A rule that holds is noted (warn), ends the run (stop), or takes it back to its best checkpoint,
-    from where it goes on with a lower learning rate (rollback).
-    """
-
-    score_rule: Action = "stop"
-    """FID or KID above its best times `score_ratio`, or accuracy below its best divided by it.
-    Judged at each checkpoint by the scores that are there: on Ray they come while the run trains, where
-    `eval.num_cpus` cores are free for them; with cluster.num_workers=0 only after its last step."""
-    score_ratio: float = 1.5
-    """How much worse than the best is too bad."""
-    score_patience: int = 5
-    """Scores in a row that must be as bad."""
-    collapse_rule: Action = "warn"
-    """Images of the fixed latents closer to each other than `collapse_share` of the farthest they were."""
-    collapse_share: float = 0.5
-    """Share of the largest diversity so far."""
-    balance_rule: Action = "warn"
-    """Discriminator right on a share above `balance_accuracy`, and the generator's loss rising."""
-    balance_accuracy: float = 0.98
-    """Share of reals and fakes told apart."""
-    posterior_rule: Action = "warn"
-    """KL of a VAE below `posterior_kl`: the latents say nothing about the image."""
-    posterior_kl: float = 0.5
-    """Nats per image."""
-    skipped_rule: Action = "warn"
-    """More updates a step than `skipped_share` skipped for non-finite gradients since the last log point."""
-    skipped_share: float = 0.1
-    """Updates per step."""
-    patience: int = 5
-    """Log points in a row at which the balance and the posterior rule must hold."""
-    rollback_lr_factor: float = 0.5
-    """What every learning rate is multiplied by at each rollback."""
-    max_rollbacks: int = 3
-    """Rollbacks of a run; where it would take one more it stops."""
-
-    def __post_init__(self) -> None:
-        check_at_least("health", self, 1, "score_ratio", "score_patience", "patience")
-        check_at_least("health", self, 0, "posterior_kl", "skipped_share", "max_rollbacks")
-        for name in ("collapse_share", "balance_accuracy", "rollback_lr_factor"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"health.{name}={getattr(self, name)!r} must lie in (0, 1], e.g. 0.5")
-
-    @property
-    def rolls_back(self) -> bool:
-        """Whether any rule may change what a step computes; the others only end a run."""
-        return "rollback" in dataclasses.asdict(self).values()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
     """What the run asks of Ray."""
@@ -286,6 +233,7 @@ class Config:
     optim: Optim
     anneal: Anneal = field(default_factory=Anneal)
     transfer: Transfer = field(default_factory=Transfer)
+    mix: Mix = field(default_factory=Mix)
     train: Train
     eval: Eval = field(default_factory=Eval)
     health: Health = field(default_factory=Health)
