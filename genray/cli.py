@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from genray import cli_classify, cli_fit, cli_study, sampling, snapshot
+from genray import cli_classify, cli_fit, cli_generate, cli_sample, cli_study, snapshot
 from genray.config import Config, Data, Eval
 from genray.errors import ConfigError, GenrayError, unknown
 from genray.paths import base_directory, keep_private, resolved
@@ -201,26 +201,6 @@ class Pull:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Draws images from a model and writes them as one grid."""
-
-    model: tyro.conf.Positional[str]
-    """NAME@ALIAS, NAME/VERSION, or a snapshot folder."""
-    num: int = 64
-    """Images."""
-    seed: int = 0
-    """Seed of the latents: the same seed gives the same images."""
-    label: int | None = None
-    """Class of every image, for a conditional model. None: all classes in turn."""
-    truncation: float = 1.0
-    """Factor on the latents; below 1 trades diversity for quality."""
-    out: Path = Path("grid.png")
-    """PNG file of the grid."""
-    uri: str | None = None
-    """MLflow server or database. None: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."""
-
-
-@dataclass(frozen=True)
 class Doctor:
     """Looks at everything a run needs: each line OK, or what to do."""
 
@@ -274,21 +254,6 @@ def pull(args: Sequence[str]) -> int:
     return 0
 
 
-def sample(args: Sequence[str]) -> int:
-    """Draws images from a model and writes a grid."""
-    asked = tyro.cli(Sample, args=args, prog="genray sample")
-    from genray import mlflow_champion
-
-    with mlflow_champion.local_snapshot(asked.model, _tracking(asked.uri)) as directory:
-        loaded = snapshot.load(directory)
-    images = sampling.sample(loaded, asked.num, asked.seed, label=asked.label, truncation=asked.truncation)
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    in_turn = int(getattr(loaded.module, "num_labels", 0)) if asked.label is None else 0
-    sampling.save_png(asked.out, sampling.grid(images, in_turn if 0 < in_turn <= asked.num else None))
-    print(asked.out)  # noqa: T201
-    return 0
-
-
 def doctor(args: Sequence[str]) -> int:
     """Looks at everything a run needs."""
     asked = tyro.cli(Doctor, args=args, prog="genray doctor")
@@ -318,9 +283,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": evaluate,
     "promote": promote,
     "pull": pull,
-    "sample": sample,
+    "sample": cli_sample.sample,
     "fit": cli_fit.fit,
     "classify": cli_classify.classify,
+    "generate": cli_generate.generate,
     "doctor": doctor,
 }
 

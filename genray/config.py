@@ -10,12 +10,13 @@ from typing import Any, Literal, Self
 
 from genray.anneal import Anneal, check_ends
 from genray.data import DATASETS
+from genray.data.mix import Mix
 from genray.errors import ConfigError, unknown
 from genray.evaluation import check_names
 from genray.fields import as_object, build_section, check_at_least
+from genray.health_rules import Health as Health
 from genray.models import MODELS, Model
 from genray.objectives import OBJECTIVES, Objective
-from genray.thresholds import Health
 from genray.transfer import Transfer
 
 
@@ -138,6 +139,8 @@ class Train:
     """Arithmetic of forward and backward (autocast); weights and optimiser stay in fp32."""
     channels_last: bool = True
     """Memory layout (N, H, W, C) for convolutions."""
+    compile: bool = False
+    """Compile all networks (torch.compile), except where gradients are penalised: minutes at first, for a GPU."""
     ema_half_life: float = 10_000
     """Images after which a weight's share in the EMA has halved; 0: no averaging."""
     max_skipped: int = 20
@@ -230,6 +233,7 @@ class Config:
     optim: Optim
     anneal: Anneal = field(default_factory=Anneal)
     transfer: Transfer = field(default_factory=Transfer)
+    mix: Mix = field(default_factory=Mix)
     train: Train
     eval: Eval = field(default_factory=Eval)
     health: Health = field(default_factory=Health)
@@ -278,18 +282,7 @@ class Config:
 
 
 _TABLES: dict[str, dict[str, type]] = {"model": MODELS, "objective": OBJECTIVES}
-_SECTIONS: dict[str, type] = {
-    "run": Run,
-    "data": Data,
-    "optim": Optim,
-    "anneal": Anneal,
-    "transfer": Transfer,
-    "train": Train,
-    "eval": Eval,
-    "health": Health,
-    "cluster": Cluster,
-    "tracking": Tracking,
-}
+_SECTIONS: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Config) if f.name not in _TABLES}
 
 _FREE_SECTIONS = ("eval", "cluster", "tracking")
 _FREE_FIELDS = ("run.storage", "data.on_leak", "data.root", "data.cache", "data.download", "train.keep")

@@ -20,8 +20,8 @@ from genray.errors import ProtocolError
 from genray.evaluation import METRICS
 from genray.evaluation.features import Extractor, class_probabilities, extract
 from genray.evaluation.protocol import Score
+from genray.health_rules import Health
 from genray.snapshot import Snapshot
-from genray.thresholds import Health
 
 WATCHED = ("fid", "kid", "accuracy")
 """Metrics of the score rule; a ratio of likelihoods in nats, which may have either sign, would say nothing."""

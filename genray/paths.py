@@ -60,8 +60,13 @@ def resolved(config: Config) -> Config:
         run=replace(config.run, storage=storage),
         data=data,
         transfer=replace(config.transfer, source=source),
+        mix=replace(config.mix, sources=tuple(map(_absolute, config.mix.sources)), judge=_absolute(config.mix.judge)),
         eval=replace(config.eval, extractor=extractor),
     )
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute()) if path else ""
 
 
 def keep_private() -> None:

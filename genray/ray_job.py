@@ -17,6 +17,7 @@ from genray.checkpoint import EXTRACTOR, SNAPSHOTS, FolderStore, step_of
 from genray.config import Config
 from genray.data.images import ImageSet, load_images
 from genray.data.leaks import describe, refuse_leak
+from genray.data.mix import training_images
 from genray.errors import DataError, ProtocolError, RegistryError, TrackingError
 from genray.estimate import memory_mb, num_parameters
 from genray.evaluation.protocol import Score
@@ -80,7 +81,7 @@ def run(config: Config) -> Report:
         GenrayError: what was wrong; before anything is asked of Ray where that can be known.
     """
     uri = mlflow_tracking.resolve_uri(config.tracking.uri, base_directory())
-    images = load_images(config.data, "train")
+    images = training_images(config.data, config.mix)
     config = replace(config, data=replace(config.data, download=False))  # workers find what the driver has fetched
     folder = RunFolder.open(config.run.storage, config.run.name)
     folder.probe()
@@ -240,7 +241,9 @@ def _train_and_score(config: Config, can_score: bool) -> tuple[Outcome, Best | N
         outcome = ray_train.fit(config, storage)
     else:
         world = distributed.current(config.cluster.use_gpu)
-        outcome = train(config, load_images(config.data, "train"), RunFolder.open(storage, config.run.name), world)
+        outcome = train(
+            config, training_images(config.data, config.mix), RunFolder.open(storage, config.run.name), world
+        )
     best = scorer.finish() if can_score else None
     if not outcome.stopped and (late := late_finding(config.health, FolderStore(scorer.folder).scores())):
         logger.warning("the run was not stopped only because its scores came after its last step: %s", late)

@@ -19,7 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from genray import distributed
 from genray.config import Config
-from genray.data.images import load_images
+from genray.data.mix import training_images
 from genray.distributed import World
 from genray.errors import ClusterError, DivergenceError, GenrayError, ResumeError, StorageError
 from genray.paths import keep_private
@@ -167,7 +167,7 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
     folder = RunFolder.open(task["storage"], config.run.name)
     check_shared(folder, task["storage"], task["token"])
-    images = load_images(config.data, "train")
+    images = training_images(config.data, config.mix)
     here = distributed.current(use_gpu=False)
     world = World(here.rank, here.world_size, get_device())
     try:

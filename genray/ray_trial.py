@@ -34,7 +34,8 @@ from genray.checkpoint import (
     store_for,
 )
 from genray.config import Config, Data
-from genray.data.images import ImageSet, load_images
+from genray.data.images import ImageSet
+from genray.data.mix import Mix, training_images
 from genray.distributed import World
 from genray.errors import ConfigError, GenrayError
 from genray.evaluation.protocol import Score
@@ -80,7 +81,7 @@ class Rank:
         tracker: Tracker = JsonlTracker(folder.pull("journal"), "train") if rank == 0 else NullTracker()
         world = World(rank, size, device)
         store = store_for(folder, rank)
-        self.trainer = Trainer(made, images_of(made.data), folder, store=store, tracker=tracker, world=world)
+        self.trainer = Trainer(made, images_of(made.data, made.mix), folder, store=store, tracker=tracker, world=world)
         self.trainer.resume()
         self.trainer.progress.begin(self.trainer.step)
 
@@ -290,9 +291,9 @@ def adopt(donor: Path, folder: RunFolder, config: Config) -> None:
 
 
 @lru_cache(maxsize=2)
-def images_of(data: Data) -> ImageSet:
+def images_of(data: Data, mix: Mix) -> ImageSet:
     """The training images, decoded once a process."""
-    return load_images(data, "train")
+    return training_images(data, mix)
 
 
 def isolate(cpus: float) -> None:

@@ -8,6 +8,8 @@ batches in order; `round((x + 1) * 127.5)`.
 
 import math
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,16 +57,24 @@ def sample(
         ConfigError: the snapshot makes no images, or an argument is out of range.
         DivergenceError: the model gives non-finite pixels.
     """
+    check_makes_images(snapshot, num, seed, truncation)
     module: Any = snapshot.module
+    labels = labels_for(num, int(module.num_labels), label, snapshot.classes)
+    return generate(module, latents(num, int(module.latent_dim), seed), labels, batch_size, truncation=truncation)
+
+
+def check_makes_images(snapshot: "Snapshot", num: int, seed: int, truncation: float) -> None:
+    """Refuses what draws no images, and arguments of `sample` that are out of range.
+
+    Raises:
+        ConfigError: says which, and what to do.
+    """
     if snapshot.product in ("classifier", "tokenizer"):
         what = "makes no images" if snapshot.product == "classifier" else "has no distribution to draw codes from"
         raise ConfigError(f"snapshot of {snapshot.task!r} is a {snapshot.product}, which {what}; use a generator's")
     _check_range("num", num, 1)
     _check_range("seed", seed, 0)
     _check_range("truncation", truncation, 0)
-    num_labels = int(module.num_labels)
-    z = latents(num, int(module.latent_dim), seed)
-    return generate(module, z, _labels(num, num_labels, label, snapshot.classes), batch_size, truncation=truncation)
 
 
 def latents(num: int, latent_dim: int, seed: int) -> Tensor:
@@ -155,15 +165,27 @@ def grid(images: Tensor, columns: int | None = None) -> NDArray[np.uint8]:
 
 def save_png(path: Path, pixels: NDArray[np.uint8]) -> None:
     """Writes `pixels`, uint8 (H, W, 3), as PNG; a reader sees the old file or the whole new one."""
+    with written_whole(path) as beside:
+        Image.fromarray(pixels).save(beside, format="PNG")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which becomes `path` at the end of the block, or goes where it fails."""
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        Image.fromarray(pixels).save(beside, format="PNG")
+        yield beside
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
 
 
-def _labels(num: int, num_labels: int, label: int | None, classes: tuple[str, ...]) -> Tensor | None:
+def labels_for(num: int, num_labels: int, label: int | None, classes: tuple[str, ...]) -> Tensor | None:
+    """Labels (num,) of samples: all of `label`, or all classes in turn; None for an unconditional model.
+
+    Raises:
+        ConfigError: there is no such class.
+    """
     if num_labels == 0:
         if label is not None:
             raise ConfigError(f"label={label!r} was asked for, but the model is unconditional; leave the label out")

@@ -12,6 +12,7 @@ from genray import distributed, optim
 from genray.allocator import keep_freed_memory
 from genray.anneal import annealed
 from genray.checkpoint import Checkpoint, Store, best_step, best_whole, latest, load, store_for
+from genray.compiled import compile_all
 from genray.config import Config, differences, per_rank_batch_size
 from genray.data.images import ImageSet
 from genray.data.sampler import Loader, Sampler
@@ -82,6 +83,8 @@ class Trainer:
         bare = {name: module.to(world.device, memory_format=layout) for name, module in built.items()}  # type: ignore[call-overload]
         self.product: nn.Module = bare[objective.product]
         self.ema = EMA(self.product, train.ema_half_life)
+        if train.compile:
+            compile_all(bare.values())
         self.networks = Networks(bare, {name: distributed.wrap(module) for name, module in bare.items()})
         self.phases = [self._phase_state(phase) for phase in objective.phases]
         self.loader = Loader(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from gan_cases import CASES, INVARIANT
+from gan_cases import CASES, INVARIANT, WIDE
 from ranks import run_ranks
 from torch import Tensor
 
@@ -14,6 +14,8 @@ from genray import checkpoint
 from genray.config import Config
 from genray.data.images import ImageSet, load_images
 from genray.distributed import World, current
+from genray.evaluation.frechet import Moments, frechet_distance
+from genray.sampling import generate, latents
 from genray.storage import RunFolder
 from genray.tracking import NullTracker
 from genray.trainer import Trainer
@@ -82,3 +84,22 @@ def test_gan_resumed_after_two_steps_ends_with_the_very_state_of_a_run_without_a
     left, right = (checkpoint.load(folder, 4).tensors for folder in (whole, halves))
     assert left.keys() == right.keys()
     assert [key for key in left if not torch.equal(left[key], right[key])] == []
+
+
+def distance(trainer: Trainer, images: ImageSet) -> float:
+    """Squared Fréchet distance of the pixels of 500 samples to those of the reals."""
+    module: Any = trainer.ema.module
+    labels = torch.arange(500) % 10 if module.num_labels else None
+    samples = generate(module, latents(500, module.latent_dim, 0), labels)
+    sets = [Moments.of(x.flatten(1) / 255) for x in (images.images[:500], samples)]
+    return frechet_distance(*sets)
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_gan_learns_the_digits(name: str, tmp_path: Path, digits: ImageSet) -> None:
+    train = replace(WIDE[name].train, num_steps=150, global_batch_size=32, ema_half_life=500)
+    trainer = trainer_of(replace(WIDE[name], train=train), digits, RunFolder(tmp_path), CPU)
+    before = distance(trainer, digits)
+    while not trainer.finished:
+        trainer.update()
+    assert distance(trainer, digits) < 0.4 * before

@@ -1,0 +1,138 @@
+"""Training images: a share of the real ones, and generated ones beside them."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from genray import streams
+from genray.data import cache, generated
+from genray.data.images import ImageSet, load_images
+from genray.errors import ConfigError, DataError
+from genray.fields import check_at_least
+
+if TYPE_CHECKING:
+    from genray.config import Data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """Which images a run trains on: drawn class by class with `seed`, the same on every worker."""
+
+    real_fraction: float = 1.0
+    """Share of the real training images of each class that is kept."""
+    sources: tuple[str, ...] = ()
+    """Folders that `genray generate` has made, of the same image shape and with the same names of classes."""
+    ratio: float = 1.0
+    """Generated images for each real one that is kept, in each class."""
+    balance: bool = False
+    """Fill each class up to the size of the largest with generated images instead; `ratio` is not read."""
+    judge: str = ""
+    """Snapshot folder of a classifier; generated images that it gives their class with less than `min_confidence` are
+    left out. Empty: none are."""
+    min_confidence: float = 0.5
+    """Probability of the right class, from 0 to 1; read where there is a judge."""
+    seed: int = 0
+    """Of the draws of real and generated images."""
+
+    def __post_init__(self) -> None:
+        check_at_least("mix", self, 0, "ratio", "seed", "min_confidence")
+        if not 0 < self.real_fraction <= 1:
+            raise ConfigError(f"mix.real_fraction={self.real_fraction!r} must lie in (0, 1], e.g. 0.1")
+        if self.min_confidence > 1:
+            raise ConfigError(f"mix.min_confidence={self.min_confidence!r} must lie in [0, 1], e.g. 0.5")
+        if not self.sources and (self.judge or self.balance):
+            raise ConfigError("mix.judge and mix.balance choose generated images, and mix.sources names none; set it")
+
+
+def training_images(data: "Data", mix: Mix) -> ImageSet:
+    """What a run trains on: the split `train` of `data`, as `mix` says.
+
+    Raises:
+        DataError: generated images that do not fit or are too few, or a class that would be left empty.
+    """
+    real = load_images(data, "train")
+    if mix.real_fraction == 1 and not mix.sources:
+        return real
+    kept = _share(real.labels, mix)
+    real = replace(real, images=real.images[kept], labels=real.labels[kept])
+    if not mix.sources:
+        return _digested(real)
+    made = [_checked(source, real) for source in mix.sources]
+    images, labels = torch.cat([m.images for m in made]), torch.cat([m.labels for m in made])
+    if mix.judge:
+        chosen = _trusted(mix, images, labels)
+        images, labels = images[chosen], labels[chosen]
+    rows = _drawn(mix, real, labels)
+    return _digested(
+        replace(real, images=torch.cat([real.images, images[rows]]), labels=torch.cat([real.labels, labels[rows]]))
+    )
+
+
+def _share(labels: Tensor, mix: Mix) -> Tensor:
+    """Positions, ascending, of the real images that are kept: of each class its share, one at least."""
+    kept = []
+    for label in torch.unique(labels).tolist():
+        members = (labels == label).nonzero().flatten()
+        order = torch.randperm(len(members), generator=streams.generator(mix.seed, "mix/real", label))
+        kept.append(members[order[: max(1, round(mix.real_fraction * len(members)))]])
+    return torch.cat(kept).sort().values
+
+
+def _drawn(mix: Mix, real: ImageSet, labels: Tensor) -> Tensor:
+    """Positions of the generated images that are taken, class by class."""
+    counts = torch.bincount(real.labels, minlength=len(real.classes))
+    rows = []
+    for label, name in enumerate(real.classes):
+        wanted = int(counts.max() - counts[label]) if mix.balance else round(mix.ratio * int(counts[label]))
+        members = (labels == label).nonzero().flatten()
+        if len(members) < wanted:
+            cure = "generate more, lower mix.ratio" + (", or lower mix.min_confidence" if mix.judge else "")
+            raise DataError(
+                f"class {name!r} wants {wanted} generated images, and mix.sources has {len(members)} of it; {cure}"
+            )
+        order = torch.randperm(len(members), generator=streams.generator(mix.seed, "mix/generated", label))
+        rows.append(members[order[:wanted]])
+    return torch.cat(rows)
+
+
+def _checked(source: str, real: ImageSet) -> ImageSet:
+    """The generated set, its labels those of `real`."""
+    made = generated.load(Path(source).expanduser())
+    if made.images.shape[1:] != real.images.shape[1:]:
+        raise DataError(
+            f"mix.sources has images {tuple(made.images.shape[1:])} in {source!r}, and those of {real.name!r} are "
+            f"{tuple(real.images.shape[1:])} (C, H, W); generate with a model of that shape"
+        )
+    if foreign := sorted(set(made.classes) - set(real.classes)):
+        raise DataError(
+            f"mix.sources has classes {', '.join(foreign[:5])} in {source!r}, which {real.name!r} has not "
+            f"({', '.join(real.classes[:10])}); generate with a model of these classes"
+        )
+    places = torch.tensor([real.classes.index(name) for name in made.classes])
+    return replace(made, labels=places[made.labels], classes=real.classes)
+
+
+def _trusted(mix: Mix, images: Tensor, labels: Tensor) -> Tensor:
+    """Which generated images the judge takes for their class."""
+    from genray import snapshot
+    from genray.evaluation.accuracy import logits_of
+
+    judge = snapshot.load(Path(mix.judge).expanduser())
+    if judge.product != "classifier":
+        raise ConfigError(f"mix.judge={mix.judge!r} is a {judge.product}; give a classifier's snapshot")
+    probabilities = logits_of(judge, images).softmax(1)
+    if probabilities.shape[1] <= int(labels.max()):
+        raise ConfigError(f"mix.judge={mix.judge!r} knows {probabilities.shape[1]} classes, and the images have more")
+    return probabilities.gather(1, labels[:, None])[:, 0] >= mix.min_confidence
+
+
+def _digested(images: ImageSet) -> ImageSet:
+    """`images` under the digest of what they are now, channels last in memory."""
+    pixels: NDArray[np.uint8] = images.images.permute(0, 2, 3, 1).contiguous().numpy()
+    digest = cache.pixel_digest(pixels, images.labels.numpy())
+    return replace(images, images=torch.from_numpy(pixels).permute(0, 3, 1, 2), digest=digest)

@@ -1,0 +1,113 @@
+"""Pictures: what stands in each place of them."""
+
+import evaluation_snapshots as snapshots
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genray import cli, pictures, snapshot
+from genray.errors import ConfigError
+from genray.sampling import grid, latents, sample, save_png, to_uint8
+
+
+@pytest.fixture(scope="module")
+def styled(tmp_path_factory):
+    return snapshot.load(snapshots.save_stylegan2(tmp_path_factory.mktemp("models") / "styled"))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return snapshot.load(snapshots.save_generator(tmp_path_factory.mktemp("models") / "plain"))
+
+
+def test_slerp_of_unit_vectors_goes_along_the_circle():
+    start, end = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    torch.testing.assert_close(pictures.slerp(start, end, 1 / 3), torch.tensor([0.75**0.5, 0.5]))
+
+
+def test_slerp_starts_and_ends_at_its_ends():
+    start, end = torch.randn(2, 16).unbind()
+    torch.testing.assert_close(pictures.slerp(start, end, 0.0), start)
+    torch.testing.assert_close(pictures.slerp(start, end, 1.0), end)
+
+
+def test_slerp_of_parallel_vectors_is_a_line():
+    start = torch.randn(16)
+    torch.testing.assert_close(pictures.slerp(start, 3 * start, 0.5), 2 * start)
+
+
+def test_interpolation_rows_start_and_end_at_latents_of_the_seed(plain):
+    images, columns = pictures.draw("interpolation", plain, 3, 0, None, 1.0)
+    ends = to_uint8(plain.module.generate(latents(6, 8, 0)))
+    assert images.shape == (30, 1, 8, 8) and columns == 10
+    apart = (images[[0, 9, 10, 19, 20, 29]].int() - ends.int()).abs()
+    assert apart.max() <= 1
+
+
+def test_class_sweep_has_one_latent_a_row_and_one_class_a_column(styled):
+    images, columns = pictures.draw("classes", styled, 2, 0, None, 1.0)
+    z = latents(2, 4, 0)
+    expected = to_uint8(styled.module.generate(z[1:], torch.tensor([7])))
+    assert columns == 10 and (images[17].int() - expected[0].int()).abs().max() <= 1
+
+
+def test_class_sweep_of_an_unconditional_model_is_refused(plain):
+    with pytest.raises(ConfigError, match="--kind=classes: the model of 'digits-generator' is unconditional"):
+        pictures.draw("classes", plain, 2, 0, None, 1.0)
+
+
+def test_truncation_sweep_begins_with_one_image_and_has_the_sample_itself_at_one(styled):
+    images, columns = pictures.draw("truncation", styled, 4, 0, 3, 1.0)
+    rows = images.view(4, columns, 1, 8, 8)
+    assert len(rows[:, 0].unique(dim=0)) == 1
+    assert torch.equal(rows[:, 4], sample(styled, 4, 0, label=3))
+
+
+def test_style_mixing_of_an_image_with_itself_is_that_image(styled):
+    module = styled.module
+    images, columns = pictures.draw("styles", styled, 1, 0, 3, 1.0)
+    w = module.styles(latents(2, 4, 0), torch.tensor([3, 3]))
+    first = module.num_styles // 2
+    mixed = torch.cat([w[:1, None].expand(-1, first, -1), w[1:, None].expand(-1, module.num_styles - first, -1)], 1)
+    expected = to_uint8(torch.cat([module.synthesise(w[1:]), module.synthesise(w[:1]), module.synthesise(mixed)]))
+    assert columns == 2 and (images[0] == 255).all()
+    assert (images[1:].int() - expected.int()).abs().max() <= 1
+
+
+def test_style_mixing_of_a_model_without_styles_is_refused(plain):
+    with pytest.raises(ConfigError, match="--kind=styles: the model of 'digits-generator' has no styles"):
+        pictures.draw("styles", plain, 2, 0, None, 1.0)
+
+
+@pytest.mark.parametrize("kind", pictures.KINDS)
+def test_picture_of_zero_rows_is_refused(styled, kind):
+    with pytest.raises(ConfigError, match="num=0 must be at least 1"):
+        pictures.draw(kind, styled, 0, 0, None, 1.0)
+
+
+def test_time_lapse_shows_the_grids_of_a_run_in_the_order_of_its_steps(tmp_path):
+    folder = tmp_path / "run" / pictures.GRIDS
+    folder.mkdir(parents=True)
+    for step, grey in ((1000, 250), (500, 10), (10_000, 120)):
+        save_png(folder / f"{step:09d}.png", np.full((40, 50, 3), grey, np.uint8))
+    assert cli.main(["sample", str(tmp_path / "run"), "--kind", "time-lapse", "--out", str(tmp_path / "x.gif")]) == 0
+    with Image.open(tmp_path / "x.gif") as film:
+        greys = []
+        for frame in range(film.n_frames):
+            film.seek(frame)
+            greys.append(film.convert("L").getpixel((0, 0)))
+    assert greys == [10, 250, 120]
+
+
+def test_time_lapse_of_a_run_without_grids_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"has no PNG files; give the folder of a run"):
+        pictures.time_lapse(tmp_path, tmp_path / "x.gif")
+
+
+def test_sample_writes_the_picture_that_was_asked_for(tmp_path):
+    directory = snapshots.save_stylegan2(tmp_path / "styled")
+    out = tmp_path / "mixed.png"
+    assert cli.main(["sample", str(directory), "--kind", "styles", "--num", "3", "--out", str(out)]) == 0
+    images, columns = pictures.draw("styles", snapshot.load(directory), 3, 0, None, 1.0)
+    assert np.array_equal(np.asarray(Image.open(out)), grid(images, columns))
