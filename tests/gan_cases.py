@@ -18,6 +18,8 @@ _OBJECTIVES = {
     "relativistic-r1-r2": GAN(form="relativistic", gamma=1.0, penalised="both"),
     "relativistic-gp": GAN(form="relativistic", gradient_penalty=10.0),
     "augmented-half": GAN(form="relativistic", augment=AUGMENTED, augment_probability=0.5),
+    "lecam-consistent": GAN(form="hinge", lecam=0.3, consistency=10.0, gamma=1.0),
+    "relativistic-lecam-consistent": GAN(form="relativistic", lecam=0.3, consistency=10.0, gamma=1.0),
     "adaptive": GAN(gamma=1.0, augment=AUGMENTED, augment_target=0.1, augment_samples=100),
 }
 CASES: dict[str, Config] = {name: tiny_config(objective=objective) for name, objective in _OBJECTIVES.items()} | {

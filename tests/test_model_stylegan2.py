@@ -58,9 +58,10 @@ def test_mean_style_moves_to_the_mean_of_each_class_that_is_in_the_batch() -> No
     model = StyleGAN2(latent_dim=6, style_dim=8, width=4, max_width=8, conditional=True)
     generator = model.build((1, 8, 8), 10)["generator"]
     z, labels = torch.randn(4, 6), torch.tensor([3, 3, 3, 5])
-    styles = generator.styles(z, labels).detach()
-    expected = torch.zeros(10, 8)
-    expected[3], expected[5] = 0.002 * styles[:3].mean(dim=0), 0.002 * styles[3]
+    before = generator.mean_style.normal_().clone()
+    styles, expected = generator.styles(z, labels).detach(), before.clone()
+    for label, mean in ((3, styles[:3].mean(dim=0)), (5, styles[3])):
+        expected[label] = before[label] + 0.002 * (mean - before[label])
     torch.testing.assert_close(generator.mean_style, expected)
 
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genray.models.dcgan import DCGAN
+from genray.objectives.augmentation import translate
 from genray.objectives.gan import GAN
-from genray.objectives.penalties import interpolates, unit_gradient_penalty
+from genray.objectives.penalties import LogitMeans, interpolates, unit_gradient_penalty
 
 
 class HalfSquare(nn.Module):
@@ -150,3 +151,38 @@ def test_relativistic_labels_are_those_of_real_and_fake_of_the_pair() -> None:
     discriminator = networks.bare["discriminator"]
     apart = F.softplus(discriminator(fakes, batch.labels) - discriminator(batch.images, batch.labels)).mean()
     torch.testing.assert_close(loss, apart)
+
+
+@pytest.mark.parametrize("form", ["hinge", "relativistic"])
+def test_consistency_is_the_squared_change_of_logits_of_images_that_move(form: Any) -> None:
+    batch, networks = make_batch(), make_networks(discriminator=Linear(64))
+    discriminator, fakes = networks.bare["discriminator"], make_batch().images.flip(0) * 0.5
+    draws = batch.draws.uniform("consistency", 2)
+    parts = GAN(form=form).phases[0].parts
+    for part in parts:
+        plain, _ = GAN(form=form).loss("discriminator", part, networks, batch, fakes)
+        loss, _ = GAN(form=form, consistency=10.0).loss("discriminator", part, networks, batch, fakes)
+        sides = {"reals": [batch.images], "fakes": [fakes], "pairs": [batch.images, fakes]}[part]
+        changes = [(discriminator(x) - discriminator(translate(x, draws))).square().mean() for x in sides]
+        torch.testing.assert_close(loss - plain, 10 * sum(changes), atol=1e-5, rtol=1e-5)
+        assert sum(changes) > 0
+
+
+def test_lecam_is_the_squared_distance_from_the_mean_of_the_other_side() -> None:
+    objective = GAN(form="wasserstein", lecam=0.5)
+    networks = make_networks(discriminator=Constant(2.0), **objective.state())
+    means = networks.bare["logit_means"]
+    means.reals.fill_(1.5), means.fakes.fill_(-1.0)  # type: ignore[union-attr,operator]
+    losses = [
+        objective.loss("discriminator", side, networks, make_batch(), make_batch().images)[0].item()
+        for side in ("fakes", "reals")
+    ]
+    after_fakes = -1.0 + 0.01 * (2.0 + 1.0)
+    assert losses == pytest.approx([2 + 0.5 * 0.5**2, -2 + 0.5 * (2 - after_fakes) ** 2])
+
+
+def test_lecam_means_move_by_a_hundredth_of_the_way_to_the_mean_of_the_logits() -> None:
+    means = LogitMeans()
+    means.update("reals", torch.tensor([1.0, 3.0]))
+    means.update("fakes", torch.tensor([-4.0]))
+    torch.testing.assert_close(torch.stack([means.reals, means.fakes]), torch.tensor([0.02, -0.04]))

@@ -1,8 +1,10 @@
 """Adversarial training: a discriminator tells reals from fakes, a generator makes the fakes.
 
 The forms of the loss are those of `adversarial`, the penalties those of `penalties`; any form goes with any of them.
+Consistency: Zhang et al. 2020, arXiv:1910.12027, and, of both sides, Zhao et al. 2020, arXiv:2002.04724.
 """
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from genray.objectives.adversarial import Form, generator_loss, margin_loss, one_per_sample
-from genray.objectives.augmentation import NUM_DRAWS, AdaptiveProbability, Operation, augment
+from genray.objectives.augmentation import NUM_DRAWS, AdaptiveProbability, Operation, augment, translate
 from genray.objectives.base import Batch, Networks, Phase
 from genray.objectives.matching import require_modules
-from genray.objectives.penalties import interpolates, unit_gradient_penalty, zero_centered_gradient_penalty
+from genray.objectives.penalties import LogitMeans, interpolates, unit_gradient_penalty, zero_centered_gradient_penalty
 
+SIDES = ("reals", "fakes")
 PENALTY_NAMES = {"reals": "r1", "fakes": "r2"}
-ADAPTIVE = "augmentation"
+ADAPTIVE, MEANS = "augmentation", "logit_means"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,11 @@ class GAN:
     """Where that penalty is taken: at reals (R1), fakes (R2), or both as in R3GAN."""
     gradient_penalty: float = 0.0
     """Weight of the penalty that pulls gradients between reals and fakes to length 1 (WGAN-GP, there 10); 0: none."""
+    consistency: float = 0.0
+    """Weight of the squared change of logits, of reals and fakes, when images move by some pixels (CR and bCR, there
+    10); 0: none."""
+    lecam: float = 0.0
+    """Weight of the squared distance of logits from the mean of the other side's in past steps (LeCam); 0: none."""
     num_discriminator_steps: int = 1
     """Steps, each of one discriminator update, to one update of the generator."""
     augment: tuple[Operation, ...] = ()
@@ -48,7 +56,7 @@ class GAN:
     """Images in which an adaptive probability may go from 0 to 1."""
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "gradient_penalty"):
+        for name in ("gamma", "gradient_penalty", "consistency", "lecam"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"objective.{name}={getattr(self, name)!r} must be at least 0")
         for name in ("num_discriminator_steps", "augment_samples"):
@@ -90,8 +98,9 @@ class GAN:
         return "generator"
 
     def state(self) -> dict[str, nn.Module]:
-        """The probability of augmentation, where it is adaptive."""
-        return {} if self.augment_target is None else {ADAPTIVE: AdaptiveProbability()}
+        """The probability of augmentation, where it is adaptive; the means of past logits, where they are needed."""
+        means: dict[str, nn.Module] = {MEANS: LogitMeans()} if self.lecam > 0 else {}
+        return means if self.augment_target is None else means | {ADAPTIVE: AdaptiveProbability()}
 
     def check(self, model: Any) -> None:
         """Raises ValueError for a model of other modules, or one whose batch norm spoils the gradient penalty."""
@@ -122,11 +131,9 @@ class GAN:
         """Mean loss of a part of a phase, and its metrics; `shared` are the fakes."""
         if phase == "generator":
             return self._generator_loss(networks, batch, shared)
-        if part == "pairs":
-            return self._pairs_loss(networks, batch, shared)
         if part == "interpolates":
             return self._interpolates_loss(networks, batch, shared)
-        return self._side_loss(part, networks, batch, batch.images if part == "reals" else shared)
+        return self._discriminator_loss(SIDES if part == "pairs" else (part,), networks, batch, shared)
 
     def _generator_loss(self, networks: Networks, batch: Batch, fakes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         discriminator, labels = networks.bare["discriminator"], _labels(networks, batch)
@@ -140,62 +147,85 @@ class GAN:
         loss = generator_loss(self.form, margins).mean()
         return loss, {"generator/loss": loss.detach()}
 
-    def _side_loss(
-        self, side: str, networks: Networks, batch: Batch, samples: Tensor
+    def _discriminator_loss(
+        self, sides: tuple[str, ...], networks: Networks, batch: Batch, fakes: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the discriminator for all reals, or for all fakes."""
-        penalised = self.gamma > 0 and self.penalised in (side, "both")
-        samples = self._augmented(samples.detach(), side, networks, batch).detach().requires_grad_(penalised)
+        """Loss of the discriminator for reals, for fakes, or for both side by side in one pass through it."""
+        shown = [self._augmented(_of_side(side, batch, fakes), side, networks, batch) for side in sides]
+        penalised = self.gamma > 0 and any(self.penalised in (side, "both") for side in sides)
+        samples = (shown[0] if len(shown) == 1 else torch.cat(shown)).detach().requires_grad_(penalised)
         with _exactly(samples, penalised):
-            logits = one_per_sample(networks.wrapped["discriminator"](samples, _labels(networks, batch)), samples)
-            margins = logits if side == "reals" else -logits
-            loss = margin_loss(self.form, margins).mean()
-            metrics = {
-                f"discriminator/loss_{side}": loss.detach(),
-                f"discriminator/logits_{side}": logits.detach().mean(),
-                f"discriminator/accuracy_{side}": (margins.detach() > 0).float().mean(),
-            }
-            if penalised:
-                penalty = zero_centered_gradient_penalty(samples, logits).mean()
-                metrics[f"discriminator/{PENALTY_NAMES[side]}"] = penalty.detach()
-                loss = loss + self.gamma / 2 * penalty
-        if side == "reals" and self.augment_target is not None:
-            adaptive: Any = networks.bare[ADAPTIVE]
-            adaptive.update(logits.detach(), self.augment_target, batch.draws.num_global / self.augment_samples)
-            metrics["discriminator/augment_probability"] = adaptive.probability.clone()
-        return loss, metrics
+            together, moved = self._logits(samples, networks, batch)
+            logits = dict(zip(sides, together.chunk(len(sides)), strict=True))
+            loss, metrics = self._told_apart(logits)
+            terms = [*self._penalties(samples, together, sides)] if penalised else []
+            if self.consistency > 0:
+                changes = (together - moved).square().chunk(len(sides))
+                terms += [(f"consistency_{s}", self.consistency, c) for s, c in zip(sides, changes, strict=True)]
+            if self.lecam > 0:
+                means: Any = networks.bare[MEANS]
+                terms += [(f"lecam_{s}", self.lecam, means.distance(s, values)) for s, values in logits.items()]
+            for name, weight, values in terms:
+                value = values.mean()
+                metrics[f"discriminator/{name}"] = value.detach()
+                loss = loss + weight * value
+        return loss, metrics | self._remembered(
+            {side: values.detach() for side, values in logits.items()}, networks, batch
+        )
 
-    def _pairs_loss(self, networks: Networks, batch: Batch, fakes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the discriminator for every real beside one fake, both in one pass through it."""
-        penalised, labels = self.gamma > 0, _labels(networks, batch)
-        samples = torch.cat(self._both_augmented(networks, batch, fakes)).detach().requires_grad_(penalised)
-        with _exactly(samples, penalised):
-            twice = None if labels is None else labels.repeat(2)
-            logits = one_per_sample(networks.wrapped["discriminator"](samples, twice), samples)
-            reals, fake = logits.chunk(2)
-            loss = margin_loss(self.form, reals - fake).mean()
-            right = (reals.detach() > fake.detach()).float().mean()
-            metrics = {"discriminator/loss": loss.detach(), "discriminator/margin": (reals - fake).detach().mean()}
-            metrics |= {f"discriminator/accuracy_{side}": right for side in PENALTY_NAMES}
-            if penalised:
-                penalties = zero_centered_gradient_penalty(samples, logits).view(2, -1).mean(dim=1)
-                for (side, name), penalty in zip(PENALTY_NAMES.items(), penalties, strict=True):
-                    if self.penalised in (side, "both"):
-                        metrics[f"discriminator/{name}"] = penalty.detach()
-                        loss = loss + self.gamma / 2 * penalty
-        return loss, metrics
+    def _logits(self, samples: Tensor, networks: Networks, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits of samples (k B, C, H, W), and of the same moved by some pixels where that shall not change them."""
+        shown, labels = samples, _labels(networks, batch)
+        if self.consistency > 0:
+            draws = batch.draws.uniform("consistency", 2).repeat(len(samples) // len(batch.images), 1)
+            shown = torch.cat([samples, translate(samples.detach(), draws)])
+        labels = None if labels is None else labels.repeat(len(shown) // len(batch.images))
+        logits = one_per_sample(networks.wrapped["discriminator"](shown, labels), shown)
+        return logits[: len(samples)], logits[len(samples) :]
+
+    def _told_apart(self, logits: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """How well the sides are told apart: from each other, or one by one from zero."""
+        if self.form == "relativistic":
+            margins = logits["reals"] - logits["fakes"]
+            loss, right = margin_loss(self.form, margins).mean(), (margins.detach() > 0).float().mean()
+            metrics = {"discriminator/loss": loss.detach(), "discriminator/margin": margins.detach().mean()}
+            return loss, metrics | {f"discriminator/accuracy_{side}": right for side in logits}
+        ((side, values),) = logits.items()
+        margins = values if side == "reals" else -values
+        loss = margin_loss(self.form, margins).mean()
+        return loss, {
+            f"discriminator/loss_{side}": loss.detach(),
+            f"discriminator/logits_{side}": values.detach().mean(),
+            f"discriminator/accuracy_{side}": (margins.detach() > 0).float().mean(),
+        }
+
+    def _penalties(
+        self, samples: Tensor, logits: Tensor, sides: tuple[str, ...]
+    ) -> Iterator[tuple[str, float, Tensor]]:
+        penalties = zero_centered_gradient_penalty(samples, logits).chunk(len(sides))
+        for side, penalty in zip(sides, penalties, strict=True):
+            if self.penalised in (side, "both"):
+                yield PENALTY_NAMES[side], self.gamma / 2, penalty
+
+    def _remembered(self, logits: dict[str, Tensor], networks: Networks, batch: Batch) -> dict[str, Tensor]:
+        """Metrics of what the objective has learned from the logits for its next steps."""
+        if self.lecam > 0:
+            means: Any = networks.bare[MEANS]
+            for side, values in logits.items():
+                means.update(side, values)
+        if self.augment_target is None or "reals" not in logits:
+            return {}
+        adaptive: Any = networks.bare[ADAPTIVE]
+        adaptive.update(logits["reals"], self.augment_target, batch.draws.num_global / self.augment_samples)
+        return {"discriminator/augment_probability": adaptive.probability.clone()}
 
     def _interpolates_loss(self, networks: Networks, batch: Batch, fakes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        reals, fakes = self._both_augmented(networks, batch, fakes)
-        samples = interpolates(reals, fakes, batch.draws.uniform("interpolates", 1, 1, 1))
+        reals, others = (self._augmented(_of_side(side, batch, fakes), side, networks, batch) for side in SIDES)
+        samples = interpolates(reals, others, batch.draws.uniform("interpolates", 1, 1, 1))
         with _exactly(samples, True):
             logits = one_per_sample(networks.wrapped["discriminator"](samples, _labels(networks, batch)), samples)
             penalty = unit_gradient_penalty(samples, logits).mean()
         return self.gradient_penalty * penalty, {"discriminator/gradient_penalty": penalty.detach()}
-
-    def _both_augmented(self, networks: Networks, batch: Batch, fakes: Tensor) -> tuple[Tensor, Tensor]:
-        reals = self._augmented(batch.images, "reals", networks, batch)
-        return reals, self._augmented(fakes.detach(), "fakes", networks, batch)
 
     def _augmented(self, images: Tensor, stream: str, networks: Networks, batch: Batch) -> Tensor:
         if not self.augment:
@@ -208,6 +238,10 @@ class GAN:
 def _exactly(samples: Tensor, penalised: bool) -> AbstractContextManager[Any]:
     """fp32 where a gradient is penalised: a gradient of gradients in bf16 keeps 2 to 3 digits of nothing much."""
     return torch.autocast(samples.device.type, enabled=False) if penalised else nullcontext()
+
+
+def _of_side(side: str, batch: Batch, fakes: Tensor) -> Tensor:
+    return batch.images if side == "reals" else fakes.detach()
 
 
 def _labels(networks: Networks, batch: Batch) -> Tensor | None:

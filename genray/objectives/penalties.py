@@ -1,10 +1,13 @@
-"""Penalties on how steeply a discriminator's logits depend on its samples."""
+"""Penalties on a discriminator: on how steeply its logits depend on its samples, and on where they lie."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from genray import distributed
 from genray.objectives.adversarial import one_per_sample
 
+MEAN_DECAY = 0.99
+"""Of the means of logits, per step."""
 TINY = 1e-12
 """Added under the root of a squared length, whose derivative at 0 is infinite."""
 
@@ -55,3 +58,27 @@ def interpolates(reals: Tensor, fakes: Tensor, shares: Tensor) -> Tensor:
         shares: (B, 1, 1, 1) in [0, 1].
     """
     return torch.lerp(reals.detach(), fakes.detach(), shares).requires_grad_()
+
+
+class LogitMeans(nn.Module):
+    """Running means of the logits of reals and of fakes over all ranks (Tseng et al. 2021, arXiv:2104.03310).
+
+    Buffers: part of every checkpoint.
+    """
+
+    reals: Tensor
+    fakes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for side in ("reals", "fakes"):
+            self.register_buffer(side, torch.zeros(()))
+
+    def distance(self, side: str, logits: Tensor) -> Tensor:
+        """Squared distance of logits (B,) of a side from the mean of the other, (B,)."""
+        return (logits - (self.fakes if side == "reals" else self.reals)).square()
+
+    @torch.no_grad()
+    def update(self, side: str, logits: Tensor) -> None:
+        """Moves the mean of a side towards that of this step's logits (B,) on every rank."""
+        getattr(self, side).lerp_(distributed.mean(logits.mean()), 1 - MEAN_DECAY)
