@@ -247,9 +247,10 @@ class Config:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         check_ends(self)
-        if self.train.sample_every and self.objective.product == "classifier":
+        if self.train.sample_every and self.objective.product in ("classifier", "tokenizer"):
             raise ConfigError(
-                f"train.sample_every={self.train.sample_every}: a classifier draws no samples; set it to 0"
+                f"train.sample_every={self.train.sample_every}: a {self.objective.product} draws no samples; "
+                "set it to 0"
             )
         check_names(self.eval.metrics, self.objective.product)
         per_rank_batch_size(self.train.global_batch_size, max(1, self.cluster.num_workers))
@@ -257,7 +258,7 @@ class Config:
     @property
     def task(self) -> str:
         """Name of the registered model that this run competes for, e.g. `mnist-generator`."""
-        kind = "classifier" if self.objective.product == "classifier" else "generator"
+        kind = self.objective.product if self.objective.product in ("classifier", "tokenizer") else "generator"
         return f"{self.data.name}-{kind}"
 
     def to_dict(self) -> dict[str, Any]:

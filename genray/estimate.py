@@ -93,8 +93,10 @@ def _outputs(module: nn.Module, config: Config) -> int:
     labels = torch.zeros(2, dtype=torch.int64, device="meta")
     latent = getattr(module, "latent_dim", None)
     noise = torch.empty(2, latent, device="meta") if latent is not None else None
-    if hasattr(module, "encode"):
+    if hasattr(module, "encode") and noise is not None:
         module(images, noise)
+    elif hasattr(module, "encode"):
+        module(images)
     elif noise is not None:
         module(noise, labels)
     elif hasattr(module, "features"):

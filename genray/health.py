@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from genray import distributed
-from genray.config import Health
 from genray.errors import ProtocolError
 from genray.evaluation import METRICS
 from genray.evaluation.features import Extractor, class_probabilities, extract
 from genray.evaluation.protocol import Score
+from genray.health_rules import Health
 from genray.snapshot import Snapshot
 
 WATCHED = ("fid", "kid", "accuracy")
@@ -29,7 +29,7 @@ GREY_LEVEL = 1 / 255
 """Images closer than this are one image, however close they were before."""
 DIVERSITY, SKIPPED, ACCURACY = "health/diversity", "health/skipped_share", "health/discriminator_accuracy"
 FEATURE_DISTANCE, CLASS_ENTROPY = "health/feature_distance", "health/class_entropy"
-GENERATOR_LOSS, KL = "generator/loss", "vae/kl"
+GENERATOR_LOSS, KL, CODES_USED = "generator/loss", "vae/kl", "tokenizer/codes_used"
 
 logger = logging.getLogger(__name__)
 
@@ -263,6 +263,16 @@ def posterior_finding(health: Health, divergences: Sequence[float]) -> Finding |
     )
 
 
+def codebook_finding(health: Health, shares: Sequence[float]) -> Finding | None:
+    """What the codebook rule finds, by the verdict of the posterior rule on shares instead of divergences."""
+    if not posterior_verdict(shares, health.codebook_share, health.patience):
+        return None
+    return shares[-1], (
+        f"{shares[-1]:.1%} of the codes are used, less than {health.codebook_share:.0%} for {health.patience} log "
+        "points: the codebook has collapsed; use fewer codes, or quantizer=fsq"
+    )
+
+
 def skipped_finding(health: Health, share: float) -> Finding | None:
     """What the rule about skipped updates finds."""
     if not share > health.skipped_share:
@@ -351,7 +361,7 @@ class Monitor:
     def _remember(self) -> None:
         """Adds what was seen to the history, and drops what no rule will look at again."""
         pairs = (ACCURACY, GENERATOR_LOSS) if {ACCURACY, GENERATOR_LOSS} <= self.seen.keys() else ()
-        for name in (*pairs, *({KL, DIVERSITY} & self.seen.keys())):
+        for name in (*pairs, *({KL, CODES_USED, DIVERSITY} & self.seen.keys())):
             before = self.past.history.get(name, [])
             kept = [max(before)] if before and name == DIVERSITY else before[-self.health.patience :]
             self.past.history[name] = [*kept, self.seen[name]]
@@ -367,6 +377,8 @@ class Monitor:
             found["balance"] = balance_finding(health, history[ACCURACY], history[GENERATOR_LOSS])
         if KL in self.seen:
             found["posterior"] = posterior_finding(health, history[KL])
+        if CODES_USED in self.seen:
+            found["codebook"] = codebook_finding(health, history[CODES_USED])
         if SKIPPED in self.seen:
             found["skipped"] = skipped_finding(health, self.seen[SKIPPED])
         return {rule: what for rule, what in found.items() if self.action(rule) != "off"}

@@ -1,4 +1,4 @@
-"""What a run watches in itself, and what it does about it."""
+"""What the rules of a run's health compare with, and what they do: a section of its configuration."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -38,12 +38,16 @@ class Health:
     """KL of a VAE below `posterior_kl`: the latents say nothing about the image."""
     posterior_kl: float = 0.5
     """Nats per image."""
+    codebook_rule: Action = "warn"
+    """Share of a tokenizer's codes that are used below `codebook_share`: most of the codebook is idle."""
+    codebook_share: float = 0.1
+    """Share of all codes; one is used while its running use is above 3 % of an even one."""
     skipped_rule: Action = "warn"
     """More updates a step than `skipped_share` skipped for non-finite gradients since the last log point."""
     skipped_share: float = 0.1
     """Updates per step."""
     patience: int = 5
-    """Log points in a row at which the balance and the posterior rule must hold."""
+    """Log points in a row at which the balance, the posterior and the codebook rule must hold."""
     rollback_lr_factor: float = 0.5
     """What every learning rate is multiplied by at each rollback."""
     max_rollbacks: int = 3
@@ -52,7 +56,7 @@ class Health:
     def __post_init__(self) -> None:
         check_at_least("health", self, 1, "score_ratio", "score_patience", "patience")
         check_at_least("health", self, 0, "posterior_kl", "skipped_share", "max_rollbacks")
-        for name in ("collapse_share", "balance_accuracy", "rollback_lr_factor"):
+        for name in ("collapse_share", "balance_accuracy", "codebook_share", "rollback_lr_factor"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"health.{name}={getattr(self, name)!r} must lie in (0, 1], e.g. 0.5")
 

@@ -73,7 +73,7 @@ def pictures(model: Path, uri: str, data: Data, settings: Eval) -> list[Picture]
     if made.product == "classifier":
         return classifier_pictures.pictures(made, load_images(data, settings.split), settings.batch_size)
     with extractor_for(model, uri, data, settings) as extractor:
-        if extractor is None:
+        if extractor is None or made.product == "tokenizer":
             return []
         samples = sample(made, card.NUM_SAMPLES, settings.seed, truncation=settings.truncation)
         return [_nearest(samples, extractor, data, settings)]
@@ -144,7 +144,7 @@ def reference_cache(data: Data) -> Path:
 
 @contextmanager
 def extractor_for(model: Path, uri: str, data: Data, settings: Eval) -> Iterator[Path | None]:
-    """The classifier to score the snapshot `model` with; None: it needs none, or is a VAE and there is none."""
+    """The classifier to score the snapshot `model` with; None: it needs none, or none is there for an autoencoder."""
     product = snapshot.load(model).product
     if product == "classifier":
         yield None
@@ -153,7 +153,7 @@ def extractor_for(model: Path, uri: str, data: Data, settings: Eval) -> Iterator
         with local_snapshot(_extractor_name(data, settings), uri) as extractor:
             yield extractor
     except RegistryError:
-        if settings.extractor or product != "vae":
+        if settings.extractor or product not in ("vae", "tokenizer"):
             raise
         yield None
 

@@ -92,7 +92,7 @@ def render(made: Snapshot) -> str:
     # what decodes images is copied as it is, so that they are prepared as for training
     served = inspect.getsource(pixels) + inspect.getsource(mlflow_served).replace(_OWN_IMPORT, "")
     _check_stands_alone(architecture, served, knobs)
-    kind = "ServedClassifier" if made.product == "classifier" else "ServedGenerator"
+    kind = {"classifier": "ServedClassifier", "tokenizer": "ServedTokenizer"}.get(made.product, "ServedGenerator")
     return (
         f"# Made by genray of the snapshot {made.digest}. Needs torch, safetensors, numpy, pillow and mlflow.\n"
         f"{architecture}\n\n{served}\n\nmlflow.models.set_model({kind}({knobs.__name__}))\n"
@@ -105,6 +105,8 @@ def signature(made: Snapshot) -> ModelSignature:
     images = TensorSpec(np.dtype(np.uint8), (-1, height, width, channels))
     if made.product == "classifier":
         return ModelSignature(outputs=Schema([ColSpec("float", name) for name in made.classes]))
+    if made.product == "tokenizer":
+        return ModelSignature(inputs=Schema([images]), outputs=Schema([TensorSpec(np.dtype(np.int64), (-1, -1, -1))]))
     return ModelSignature(
         inputs=Schema([ColSpec("long", "n"), ColSpec("long", "seed"), ColSpec("long", "label", required=False)]),
         outputs=Schema([images]),

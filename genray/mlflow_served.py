@@ -163,3 +163,17 @@ class ServedClassifier(ServedModel):
             return decode(encoded, self.image_shape)
         except ValueError as error:
             raise ValueError(f"image {index} of the request does not decode: {error}") from error
+
+
+class ServedTokenizer(ServedModel):
+    """Images in, codes out; `self.module.decode` takes codes back to logits of pixels."""
+
+    @torch.no_grad()
+    def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
+        """Codes, int64 (B, h, w), of images, uint8 (B, H, W, C)."""
+        rows = []
+        for start in range(0, len(model_input), SERVED_BATCH_SIZE):
+            pixels = torch.from_numpy(np.ascontiguousarray(model_input[start : start + SERVED_BATCH_SIZE]))
+            images = pixels.permute(0, 3, 1, 2).contiguous().to(self.device).float() / 127.5 - 1
+            rows.append(self.module.encode(images).cpu())
+        return torch.cat(rows).numpy()

@@ -189,7 +189,7 @@ def bring_extractor(folder: RunFolder, config: Config, uri: str) -> bool:
                 error,
                 config.data.name,
             )
-            return config.objective.product == "vae"
+            return config.objective.product in ("vae", "tokenizer")
     return True
 
 

@@ -64,13 +64,14 @@ def sample(
 
 
 def check_makes_images(snapshot: "Snapshot", num: int, seed: int, truncation: float) -> None:
-    """Refuses a classifier, and arguments of `sample` that are out of range.
+    """Refuses what draws no images, and arguments of `sample` that are out of range.
 
     Raises:
         ConfigError: says which, and what to do.
     """
-    if snapshot.product == "classifier":
-        raise ConfigError(f"snapshot of {snapshot.task!r} is a classifier, which makes no images; use a generator's")
+    if snapshot.product in ("classifier", "tokenizer"):
+        what = "makes no images" if snapshot.product == "classifier" else "has no distribution to draw codes from"
+        raise ConfigError(f"snapshot of {snapshot.task!r} is a {snapshot.product}, which {what}; use a generator's")
     _check_range("num", num, 1)
     _check_range("seed", seed, 0)
     _check_range("truncation", truncation, 0)

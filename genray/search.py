@@ -174,7 +174,7 @@ def racing_metrics(config: Config, search: Search) -> tuple[str, ...]:
 
 def objective_metrics(config: Config, search: Search) -> tuple[str, ...]:
     """What is to be better."""
-    first = {"classifier": "accuracy", "vae": "elbo"}.get(config.objective.product, "fid")
+    first = {"classifier": "accuracy", "vae": "elbo", "tokenizer": "psnr"}.get(config.objective.product, "fid")
     return search.metric or (first,)
 
 

@@ -32,7 +32,7 @@ class Snapshot:
     config: Config
     task: str
     product: str
-    """Which network of the run it is: generator, vae or classifier."""
+    """Which network of the run it is: generator, vae, tokenizer or classifier."""
     step: int
     samples_seen: int
     image_shape: tuple[int, int, int]

@@ -20,6 +20,16 @@ _VAE: Space = {
     "model.latent_dim": Domain("choice", (8, 16, 32, 64)),
     "train.global_batch_size": Domain("choice", (32, 64, 128)),
 }
+_VQ: Space = {
+    "optim.lr": Domain("log", (1e-4, 3e-3)),
+    "objective.sigma": Domain("log", (0.03, 0.3)),
+    "model.num_codes": Domain("choice", (64, 256, 1024)),
+}
+_FSQ: Space = {
+    "optim.lr": Domain("log", (1e-4, 3e-3)),
+    "objective.sigma": Domain("log", (0.03, 0.3)),
+    "model.width": Domain("choice", (32, 64, 128)),
+}
 _CLASSIFIER: Space = {
     "optim.lr": Domain("log", (1e-4, 1e-2)),
     "optim.weight_decay": Domain("log", (1e-3, 0.3)),
@@ -37,6 +47,9 @@ SPACES: dict[str, Space] = {
     "mnist-stylegan2": _PENALISED,
     "mnist-vae": _VAE,
     "mnist-mlp-vae": _VAE,
+    "digits-tokenizer": _VQ,
+    "mnist-tokenizer": _VQ,
+    "cifar10-tokenizer": _FSQ,
     "mnist-classifier": _CLASSIFIER,
     "cifar10-resnet18": _CLASSIFIER,
     "folder-resnet50": _CLASSIFIER,

@@ -8,10 +8,12 @@ from genray.models.dcgan import DCGAN
 from genray.models.resnet import ResNetClassifier
 from genray.models.sngan import SNGAN
 from genray.models.stylegan2 import StyleGAN2
+from genray.models.tokenizer import Tokenizer
 from genray.models.vae import MLPVAE
 from genray.objectives.classification import Classification
 from genray.objectives.elbo import ELBO
 from genray.objectives.gan import GAN
+from genray.objectives.tokenizer import Tokenization
 
 DIGITS = tuple("0123456789")
 
@@ -36,6 +38,11 @@ def save_classifier(directory, **options):
 
 def save_generator(directory, *, conditional=False, **options):
     return save(directory, DCGAN(latent_dim=8, width=8, conditional=conditional), GAN(), **options)
+
+
+def save_tokenizer(directory, **options):
+    model = Tokenizer(num_codes=16, code_dim=4, width=8, num_downsamplings=1)
+    return save(directory, model, Tokenization(), **options)
 
 
 def save_vae(directory, objective=None, **options):

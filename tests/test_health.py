@@ -129,6 +129,20 @@ def test_posterior_is_collapsed_only_after_its_patience():
     assert not posterior_verdict([0.1, 20.0, 0.1, 0.1], 0.5, 3)
 
 
+def test_codebook_has_collapsed_where_few_codes_are_used_for_its_patience():
+    monitor = Monitor(Health(codebook_rule="stop", codebook_share=0.2, patience=2))
+    said = []
+    for step, share in enumerate((0.1, 0.9, 0.1, 0.15), start=1):
+        monitor.log_point(step, {"tokenizer/codes_used": share})
+        said += [(step, verdict.rule, verdict.reason) for verdict in monitor.decide(step, lambda: None)]
+    reason = (
+        "15.0% of the codes are used, less than 20% for 2 log points: the codebook has collapsed; "
+        "use fewer codes, or quantizer=fsq"
+    )
+    assert said == [(4, "codebook", reason)]
+    assert monitor.stopped == f"health.codebook_rule at step 4: {reason}"
+
+
 def test_signals_of_a_gan_are_of_its_logged_means():
     values = {
         "discriminator/logits_reals": 2.0,

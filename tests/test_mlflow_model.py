@@ -47,6 +47,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, P
         "stylegan2": snapshots.save_stylegan2(base / "stylegan2"),
         "sngan": snapshots.save_sngan(base / "sngan"),
         "vae": snapshots.save_vae(base / "vae"),
+        "tokenizer": snapshots.save_tokenizer(base / "tokenizer"),
         "classifier": snapshots.save_classifier(base / "classifier"),
     }
     for kind, directory in made.items():
@@ -67,13 +68,21 @@ def nhwc(images: torch.Tensor) -> np.ndarray:
     return images.permute(0, 2, 3, 1).numpy()
 
 
-@pytest.mark.parametrize("kind", ["plain", "conditional", "vae", "classifier"])
+@pytest.mark.parametrize("kind", ["plain", "conditional", "vae", "tokenizer", "classifier"])
 def test_model_folder_holds_these_files_and_no_pickle(folders: dict[str, tuple[Path, Path]], kind: str) -> None:
     model = folders[kind][1]
     found = {str(path.relative_to(model)) for path in model.rglob("*") if path.is_file()}
     assert found == {*MODEL_FILES, *(f"artifacts/{name}" for name in SNAPSHOT_FILES)}
     for name in SNAPSHOT_FILES:
         assert (model / "artifacts" / name).read_bytes() == (folders[kind][0] / name).read_bytes()
+
+
+def test_served_tokenizer_gives_the_codes_of_its_snapshot(folders: dict[str, tuple[Path, Path]]) -> None:
+    directory, model = folders["tokenizer"]
+    images = torch.randint(256, (5, 1, 8, 8), dtype=torch.uint8)
+    served = mlflow_model.mlflow.pyfunc.load_model(str(model)).predict(nhwc(images))
+    network: torch.nn.Module = snapshot.load(directory).module
+    assert (served == network.encode(to_float(images)).numpy()).all()  # type: ignore[operator]
 
 
 def test_model_folder_tells_no_path_of_this_machine(folders: dict[str, tuple[Path, Path]]) -> None:

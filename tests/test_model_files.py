@@ -48,7 +48,7 @@ def test_model_rebuilt_from_a_copy_of_its_file_gives_the_same_numbers(name: str,
         copied[key].load_state_dict(network.state_dict(), strict=True)
         copied[key].eval(), network.eval()
         inputs = torch.randn(2, network.latent_dim) if hasattr(network, "latent_dim") else torch.randn(2, 1, 8, 8)
-        run = "generate" if hasattr(network, "generate") else "forward"
+        run = next(name for name in ("generate", "reconstruct", "forward") if hasattr(network, name))
         assert torch.equal(getattr(copied[key], run)(inputs), getattr(network, run)(inputs))
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from genray.errors import ConfigError, unknown
 
-Product = Literal["generator", "vae", "classifier"]
+Product = Literal["generator", "vae", "tokenizer", "classifier"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ ALL = "all"
 _SAMPLES: tuple[Product, ...] = ("generator", "vae")
 _ALL: tuple[Product, ...] = ("generator", "vae", "classifier")
 _VAE: tuple[Product, ...] = ("vae",)
+_TOKENIZER: tuple[Product, ...] = ("tokenizer",)
 _CLASSIFIER: tuple[Product, ...] = ("classifier",)
 
 METRICS: dict[str, Metric] = {
@@ -106,7 +107,10 @@ METRICS: dict[str, Metric] = {
     ),
     "bits_per_dim": Metric("min", "bits", "the bound per number of an image; gaussian: of 256 levels", _VAE),
     "active_units": Metric("max", "", "latent dimensions that are used (Burda et al. 2016, 1509.00519)", _VAE),
-    "reconstruction_fid": Metric("min", "", "Fréchet distance of features, reconstructions to reals", _VAE),
+    "reconstruction_fid": Metric(
+        "min", "", "Fréchet distance of features, reconstructions to reals", _VAE + _TOKENIZER
+    ),
+    "psnr": Metric("max", "dB", "peak signal to noise of reconstructions, of the mean error of all images", _TOKENIZER),
     "accuracy": Metric("max", "", "share of images whose class is named right", _CLASSIFIER, True),
     "top_k_accuracy": Metric("max", "", "share of images whose class is among the k likeliest", _CLASSIFIER),
     "f1": Metric(
@@ -132,7 +136,7 @@ def every(product: str, *, by_class: bool, features: bool) -> tuple[str, ...]:
     """What `all` stands for: each metric of `product` that it can have, in the order of `METRICS`.
 
     Args:
-        product: generator, vae or classifier.
+        product: generator, vae, tokenizer or classifier.
         by_class: whether its fakes are made for a class.
         features: whether there is an extractor.
     """
@@ -157,7 +161,7 @@ def chosen(names: Sequence[str], product: str) -> tuple[str, ...]:
     own = [name for name, metric in METRICS.items() if product in metric.products]
     if product == "classifier":
         own.sort(key=lambda name: name != "accuracy")
-    wanted = names or [name for name in own if METRICS[name].default]
+    wanted = names or [name for name in own if METRICS[name].default or product == "tokenizer"]
     return tuple(dict.fromkeys((own[0], *wanted)))
 
 

@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genray.errors import ProtocolError
+from genray.errors import ConfigError, ProtocolError
 from genray.evaluation.features import check_shape
-from genray.evaluation.likelihood import objective_of
 from genray.objectives.elbo import ACTIVE_VARIANCE
-from genray.sampling import generate, to_float
+from genray.sampling import to_float, to_uint8
 from genray.snapshot import Snapshot
 
 
@@ -41,17 +40,17 @@ def active_units(mu: Tensor) -> int:
 
 @torch.no_grad()
 def reconstructions(vae: Snapshot, images: Tensor, batch_size: int = 256) -> Iterator[Tensor]:
-    """Images as they come back through the mean of their posterior, uint8, batch by batch; pixels stay grey.
+    """Images as they come back through the mean of their posterior, or their codes, uint8; pixels stay grey.
 
     Raises:
-        ConfigError: the snapshot was not trained as a VAE.
+        ConfigError: the snapshot is neither a VAE nor a tokenizer.
         ProtocolError: the images have another shape.
         DivergenceError: a pixel is not finite.
     """
-    objective_of(vae)
-    check_shape("VAE", vae, images)
+    if vae.product not in ("vae", "tokenizer"):
+        raise ConfigError(f"snapshot of {vae.task!r} is a {vae.product}, which reconstructs nothing; use a VAE's")
+    check_shape(vae.product, vae, images)
     module: Any = vae.module.eval()
     device = next(module.parameters()).device
     for start in range(0, len(images), batch_size):
-        mu, _ = module.encode(to_float(images[start : start + batch_size].to(device)))
-        yield generate(module, mu, None, batch_size)
+        yield to_uint8(module.reconstruct(to_float(images[start : start + batch_size].to(device)))).cpu()

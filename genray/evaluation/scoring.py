@@ -18,12 +18,14 @@ from genray.evaluation.classifier_scores import classifier_scores
 from genray.evaluation.features import Extractor, check_shape
 from genray.evaluation.protocol import Score
 from genray.evaluation.samples import TAKERS, Comparison, observe, sample_scores
-from genray.evaluation.vae_scores import likelihood_scores, reconstruction_score
+from genray.evaluation.vae_scores import likelihood_scores, psnr_score, reconstruction_score
 from genray.sampling import generate, latents
 from genray.snapshot import Snapshot
 from genray.streams import generator
 
 FORMAT = 1
+WITHOUT_EXTRACTOR = {"vae": "elbo", "tokenizer": "psnr"}
+"""What decides on promotion of a product where there is no extractor."""
 
 
 def score_snapshot(
@@ -31,8 +33,8 @@ def score_snapshot(
 ) -> list[Score]:
     """Every score of the snapshot at `directory`, the one that decides on promotion first.
 
-    That one is `accuracy` of a classifier, `fid` of a generator or VAE, `elbo` of a VAE without an
-    extractor, and is taken in any case; then come `settings.metrics`, or else the product's default
+    That one is `accuracy` of a classifier, `fid` of a generator or VAE, `reconstruction_fid` of a tokenizer, without
+    an extractor `elbo` or `psnr`, and is taken in any case; then come `settings.metrics`, or else the product's default
     ones. On CUDA when `settings.num_gpus` is above 0 and there is one, otherwise on the CPU.
 
     Args:
@@ -71,11 +73,14 @@ def score_snapshot(
             device=device,
             num_samples=settings.num_samples,
         )
-        found |= _model_scores([name for name in names if name in TAKERS], model, against)
+        if of_samples := [name for name in names if name in TAKERS]:
+            found |= _model_scores(of_samples, model, against)
         if "reconstruction_fid" in names:
             found["reconstruction_fid"] = reconstruction_score(model, against)
     if model.product == "vae":
         found |= likelihood_scores([name for name in names if name not in found], model, reals, settings)
+    if "psnr" in names:
+        found["psnr"] = psnr_score(model, reals, settings)
     return [found[name] for name in names]
 
 
@@ -178,14 +183,14 @@ def _names(model: Snapshot, settings: Eval, extractor: Path | None) -> tuple[str
     if extractor is not None or model.product == "classifier":
         return names
     missing = [name for name in settings.metrics or names[:1] if needs_extractor(name, model.product)]
-    if model.product == "vae" and not settings.metrics:
+    if model.product in WITHOUT_EXTRACTOR and not settings.metrics:
         return tuple(name for name in names if not needs_extractor(name, model.product))
     if missing:
         raise ProtocolError(
             f"{missing[0]} of {model.task!r} needs an extractor, and none was given; "
             f"train {model.config.data.name}-classifier and set eval.extractor to its snapshot"
         )
-    return tuple(dict.fromkeys(("elbo", *settings.metrics)))
+    return tuple(dict.fromkeys((WITHOUT_EXTRACTOR[model.product], *settings.metrics)))
 
 
 def _model_scores(names: Sequence[str], model: Snapshot, against: Comparison) -> dict[str, Score]:

@@ -9,6 +9,7 @@ import torch
 
 from genray.config import Eval
 from genray.data.images import ImageSet
+from genray.errors import ProtocolError
 from genray.evaluation.classifier_scores import of_reals
 from genray.evaluation.features import extract, resize_of
 from genray.evaluation.frechet import Moments, frechet_distance
@@ -80,6 +81,27 @@ def likelihood_scores(names: Sequence[str], model: Snapshot, reals: ImageSet, se
         protocol = Protocol(metric=name, extra=likelihood | own.get(name, {"draws": 1}), **common)
         scores[name] = Score.of(values, protocol, details.get(name, dict)())
     return scores
+
+
+def psnr_score(model: Snapshot, reals: ImageSet, settings: Eval) -> Score:
+    """Peak signal to noise in dB of the reconstructions: of pixels from 0 to 255, over all images together.
+
+    Raises:
+        DivergenceError: a pixel is not finite.
+        ProtocolError: not one pixel of the reconstructions is wrong, and the ratio infinite.
+    """
+    total, count = 0, 0
+    for start, part in zip(
+        range(0, len(reals.images), settings.batch_size),
+        reconstructions(model, reals.images, settings.batch_size),
+        strict=True,
+    ):
+        gap = part.long() - reals.images[start : start + len(part)].long()
+        total, count = total + int(gap.square().sum()), count + gap.numel()
+    if total == 0:
+        raise ProtocolError("psnr: every pixel comes back as it was, and the ratio is infinite; take other images")
+    value = 10 * math.log10(255**2 * count / total)
+    return Score.of([value], Protocol(metric="psnr", extra={}, **of_reals(reals, num_seeds=1, seed=0)))
 
 
 def reconstruction_score(model: Snapshot, against: Comparison) -> Score:

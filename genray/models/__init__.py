@@ -14,6 +14,7 @@ from genray.models.r3gan import R3GAN
 from genray.models.resnet import ResNetClassifier
 from genray.models.sngan import SNGAN
 from genray.models.stylegan2 import StyleGAN2
+from genray.models.tokenizer import Tokenizer
 from genray.models.torchvision_resnet import TorchvisionResNet
 from genray.models.vae import MLPVAE, ConvVAE
 
@@ -42,6 +43,7 @@ MODELS: dict[str, type[Model]] = {
     "stylegan2": StyleGAN2,
     "conv-vae": ConvVAE,
     "mlp-vae": MLPVAE,
+    "tokenizer": Tokenizer,
     "dcgan-classifier": DCGANClassifier,
     "resnet-classifier": ResNetClassifier,
     "torchvision-resnet": TorchvisionResNet,

@@ -147,6 +147,10 @@ class VAE(nn.Module):
         logits = decoded if self.output == "logits" else decoded.chunk(2, dim=1)[0]
         return 2 * torch.sigmoid(logits) - 1
 
+    def reconstruct(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] as they come back through the mean of their posterior."""
+        return self.generate(self.encode(images)[0], labels)
+
     def forward(self, images: Tensor, noise: Tensor) -> Pass:
         """The posterior of each image, latents drawn from it, and what the decoder says of them.
 

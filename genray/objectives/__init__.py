@@ -4,7 +4,13 @@ from genray.objectives.base import Batch, Networks, Objective, Phase, Stateful
 from genray.objectives.classification import Classification
 from genray.objectives.elbo import ELBO
 from genray.objectives.gan import GAN
+from genray.objectives.tokenizer import Tokenization
 
-OBJECTIVES: dict[str, type[Objective]] = {"gan": GAN, "elbo": ELBO, "classification": Classification}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "gan": GAN,
+    "elbo": ELBO,
+    "classification": Classification,
+    "tokenization": Tokenization,
+}
 
 __all__ = ["OBJECTIVES", "Batch", "Networks", "Objective", "Phase", "Stateful"]

@@ -1,8 +1,10 @@
 """Runs of autoencoders."""
 
-from genray.config import Config, Data, Eval, Optim, Run, Train
+from genray.config import Cluster, Config, Data, Eval, Optim, Run, Train
+from genray.models.tokenizer import Tokenizer
 from genray.models.vae import MLPVAE, ConvVAE
 from genray.objectives.elbo import ELBO
+from genray.objectives.tokenizer import Tokenization
 
 
 def digits_vae() -> Config:
@@ -66,4 +68,56 @@ def mnist_mlp_vae() -> Config:
     )
 
 
-VAES = (digits_vae, mnist_vae, mnist_mlp_vae)
+def digits_tokenizer() -> Config:
+    """Vector-quantised autoencoder of the digits, 4 x 4 codes an image.
+
+    Hardware: one CPU core
+    Time: not measured
+    Score: not measured
+    """
+    return Config(
+        run=Run(name="digits-tokenizer"),
+        data=Data(name="digits"),
+        model=Tokenizer(num_codes=64, code_dim=8, width=16, num_downsamplings=1),
+        objective=Tokenization(),
+        optim=Optim(lr=1e-3),
+        train=Train(num_steps=1000, global_batch_size=64, sample_every=0, ema_half_life=2_000),
+    )
+
+
+def mnist_tokenizer() -> Config:
+    """Vector-quantised autoencoder of MNIST, 7 x 7 codes an image.
+
+    Hardware: one CPU core
+    Time: not measured
+    Score: not measured
+    """
+    return Config(
+        run=Run(name="mnist-tokenizer"),
+        data=Data(name="mnist"),
+        model=Tokenizer(num_codes=256, code_dim=16, width=16),
+        objective=Tokenization(),
+        optim=Optim(lr=1e-3, schedule="cosine"),
+        train=Train(num_steps=3000, global_batch_size=64, sample_every=0, ema_half_life=10_000),
+    )
+
+
+def cifar10_tokenizer() -> Config:
+    """Finite scalar quantisation of CIFAR-10, 8 x 8 codes of 1,000 an image.
+
+    Hardware: one GPU
+    Time: not measured
+    Score: not measured
+    """
+    return Config(
+        run=Run(name="cifar10-tokenizer"),
+        data=Data(name="cifar10", flip=True),
+        model=Tokenizer(quantizer="fsq", width=64, num_blocks=2),
+        objective=Tokenization(sigma=0.05),
+        optim=Optim(lr=3e-4, schedule="cosine", warmup_samples=20_000),
+        train=Train(num_steps=50_000, global_batch_size=128, sample_every=0, precision="bf16", checkpoint_every=2_000),
+        cluster=Cluster(use_gpu=True),
+    )
+
+
+VAES = (digits_vae, mnist_vae, mnist_mlp_vae, digits_tokenizer, mnist_tokenizer, cifar10_tokenizer)

@@ -1,0 +1,72 @@
+"""Every objective of autoencoders on two ranks and in one process: gradients, and buffers that steps change."""
+
+from typing import Any
+
+import torch
+from ranks import run_ranks
+from torch import Tensor
+
+from genray import distributed
+from genray.models.tokenizer import Tokenizer
+from genray.models.vae import MLPVAE
+from genray.objectives import Batch, Networks
+from genray.objectives.elbo import ELBO
+from genray.objectives.tokenizer import Tokenization
+from genray.streams import Draws
+
+MLP = MLPVAE(latent_dim=3, hidden=16)
+VQ = Tokenizer(num_codes=8, code_dim=3, width=4, num_downsamplings=1)
+FSQ = Tokenizer(quantizer="fsq", levels=(4, 3), width=4, num_downsamplings=1)
+CASES: dict[str, tuple[Any, Any]] = {
+    "plain": (MLP, ELBO()),
+    "free bits": (MLP, ELBO(free_bits=0.02)),
+    "capacity": (MLP, ELBO(capacity=0.3, beta=10.0)),
+    "total correlation": (MLP, ELBO(total_correlation=5.0)),
+    "mmd": (MLP, ELBO(beta=0.0, mmd=100.0)),
+    "iwae": (MLP, ELBO(bound="iwae", num_samples=3, num_groups=2)),
+    "piwae": (MLP, ELBO(bound="piwae", num_samples=3, num_groups=2)),
+    "ciwae": (MLP, ELBO(bound="ciwae", num_samples=3)),
+    "vq": (VQ, Tokenization()),
+    "fsq": (FSQ, Tokenization()),
+}
+
+
+def state_after_one_step(images: Tensor) -> dict[str, dict[str, Tensor]]:
+    """Of every case: gradients averaged over ranks and buffers, after one step on this rank's share of the images."""
+    world = distributed.current(use_gpu=False)
+    num = len(images) // world.world_size
+    share = slice(num * world.rank, num * (world.rank + 1))
+    device = torch.device("cpu")
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, (model, objective) in CASES.items():
+        torch.manual_seed(0)
+        bare = model.build((1, 8, 8), 10)
+        networks = Networks(bare, {key: distributed.wrap(module) for key, module in bare.items()})
+        draws = Draws(seed=0, step=0, num_global=len(images), start=share.start, stop=share.stop, device=device)
+        labels = (torch.arange(len(images)) % 10)[share]
+        batch = Batch(images=images[share], labels=labels, step=0, samples_seen=0, draws=draws)
+        networks.require_gradients(*bare)
+        shared = objective.prepare(networks, batch)
+        found[name] = {}
+        for phase in objective.phases:
+            networks.require_gradients(phase.module)
+            module = bare[phase.module]
+            module.zero_grad()
+            for part in phase.parts:
+                loss, _ = objective.loss(phase.module, part, networks, batch, shared)
+                loss.backward()  # type: ignore[no-untyped-call]
+                found[name][f"{phase.module}/{part}/loss"] = distributed.mean(loss.detach().clone())
+            gradients = {f"{phase.module}/{k}": p.grad for k, p in module.named_parameters()}
+            assert [k for k, gradient in gradients.items() if gradient is None] == []
+            found[name] |= {k: gradient.clone() for k, gradient in gradients.items() if gradient is not None}
+        for key, module in bare.items():
+            found[name] |= {f"{key}/{k}": buffer.clone() for k, buffer in module.named_buffers()}
+    return found
+
+
+def test_autoencoders_on_two_ranks_have_the_gradients_and_buffers_of_one_process() -> None:
+    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    one, both = state_after_one_step(images), run_ranks(state_after_one_step, 2, images)
+    for name in CASES:
+        for found in both:
+            torch.testing.assert_close(found[name], one[name], atol=1e-5, rtol=1e-4)
