@@ -17,6 +17,7 @@ from genray.objectives.augmentation import (
     translate,
 )
 from genray.objectives.gan import GAN
+from genray.objectives.penalties import LogitMeans
 
 ALL = ("color", "translation", "cutout")
 
@@ -115,13 +116,25 @@ def test_adaptive_probability_goes_from_zero_to_one_half_in_half_of_its_images()
     assert metrics["discriminator/augment_probability"].item() == pytest.approx(0.5)
 
 
-def _probability_of_unequal_ranks() -> float:
+def _remembered_by_unequal_ranks() -> tuple[float, float]:
     import torch.distributed as dist
 
-    adaptive = AdaptiveProbability()
-    adaptive.update(torch.tensor([1.0, 1.0, 1.0]) if dist.get_rank() else torch.tensor([1.0, -1.0, 1.0]), 0.6, 0.125)
-    return adaptive.probability.item()
+    adaptive, means = AdaptiveProbability(), LogitMeans()
+    logits = torch.tensor([1.0, 1.0, 1.0]) if dist.get_rank() else torch.tensor([1.0, -1.0, 1.0])
+    adaptive.update(logits, 0.6, 0.125)
+    means.update("reals", logits)
+    return adaptive.probability.item(), means.reals.item()
 
 
-def test_adaptive_probability_is_moved_by_the_signs_of_all_ranks() -> None:
-    assert run_ranks(_probability_of_unequal_ranks, 2) == [0.125, 0.125]  # a mean of 2/3; rank 0 alone has 1/3
+@pytest.fixture(scope="module")
+def remembered() -> list[tuple[float, float]]:
+    """The probability and the mean that each of two ranks has after a step; rank 0 alone has a mean sign of 1/3."""
+    return run_ranks(_remembered_by_unequal_ranks, 2)
+
+
+def test_adaptive_probability_is_moved_by_the_signs_of_all_ranks(remembered: list[tuple[float, float]]) -> None:
+    assert [probability for probability, _ in remembered] == [0.125, 0.125]
+
+
+def test_means_of_logits_are_those_of_all_ranks(remembered: list[tuple[float, float]]) -> None:
+    assert [mean for _, mean in remembered] == pytest.approx([0.01 * 2 / 3] * 2)

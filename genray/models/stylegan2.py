@@ -291,8 +291,7 @@ class Halve(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Maps of half the sides; outside of the border is zero."""
         # means of two neighbours, three times over: a convolution a channel is many times slower to differentiate twice
-        maps = F.avg_pool2d(F.avg_pool2d(F.pad(maps, (1, 1, 1, 1)), 2, 1), 2, 1)
-        return F.avg_pool2d(maps, 2)
+        return F.avg_pool2d(_smoothed(maps), 2)
 
 
 class Rectifier(nn.Module):
@@ -321,9 +320,15 @@ def _deviations(maps: Tensor, group: int) -> Tensor:
     return deviations.repeat_interleave(group)[:, None, None, None].expand(-1, 1, *maps.shape[2:]).to(maps.dtype)
 
 
+def _smoothed(maps: Tensor) -> Tensor:
+    """Each pixel 1, 2, 1 quarters of three, along both sides; outside of the border is zero."""
+    return F.avg_pool2d(F.avg_pool2d(maps, 2, 1, padding=1), 2, 1)
+
+
 def _doubled(maps: Tensor) -> Tensor:
-    """Twice the sides: each new pixel 3/4 and 1/4 of the nearest two, along both sides; the border goes on outside."""
-    return F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
+    """Twice the sides: each new pixel 3/4 and 1/4 of the nearest two, along both sides; outside is zero."""
+    # as bilinear interpolation, whose gradient on a GPU would be another in every run
+    return _smoothed(F.interpolate(maps, scale_factor=2.0, mode="nearest"))
 
 
 def _num_doublings(image_shape: tuple[int, int, int]) -> int:
