@@ -20,6 +20,11 @@ _VAE: Space = {
     "model.latent_dim": Domain("choice", (8, 16, 32, 64)),
     "train.global_batch_size": Domain("choice", (32, 64, 128)),
 }
+_HIERARCHICAL: Space = {
+    "optim.lr": Domain("log", (1e-4, 3e-3)),
+    "model.latent_channels": Domain("choice", (4, 8, 16)),
+    "model.blocks_per_level": Domain("choice", (1, 2, 4)),
+}
 _VQ: Space = {
     "optim.lr": Domain("log", (1e-4, 3e-3)),
     "objective.sigma": Domain("log", (0.03, 0.3)),
@@ -52,6 +57,8 @@ SPACES: dict[str, Space] = {
     "mnist-stylegan2": _PENALISED,
     "mnist-vae": _VAE,
     "mnist-mlp-vae": _VAE,
+    "digits-hierarchical-vae": _HIERARCHICAL,
+    "cifar10-hierarchical-vae": _HIERARCHICAL,
     "digits-tokenizer": _VQ,
     "mnist-tokenizer": _VQ,
     "cifar10-tokenizer": _FSQ,

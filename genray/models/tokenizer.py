@@ -5,6 +5,7 @@ van den Oord et al. 2017, arXiv:1711.00937 (vector quantisation); Mentzer et al.
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -293,7 +294,8 @@ class TokenizerNetwork(nn.Module):
 def nearest(points: Tensor, centres: Tensor) -> Tensor:
     """Index of the centre nearest to each point: points (..., D), centres (K, D), (...), int64."""
     # the square of the point itself is the same for all centres; bf16 would not tell near centres apart
-    with torch.autocast(points.device.type, enabled=False):
+    kind = points.device.type
+    with torch.autocast(kind, enabled=False) if kind != "meta" else nullcontext():
         return (centres.square().sum(dim=1) - 2 * points.float() @ centres.T).argmin(dim=-1)
 
 
