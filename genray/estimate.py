@@ -94,7 +94,7 @@ def _outputs(module: nn.Module, config: Config) -> int:
     latent = getattr(module, "latent_dim", None)
     noise = torch.empty(2, latent, device="meta") if latent is not None else None
     if hasattr(module, "encode") and noise is not None:
-        module(images, noise)
+        module(images, noise, labels if module.num_labels else None)
     elif hasattr(module, "encode"):
         module(images)
     elif noise is not None:

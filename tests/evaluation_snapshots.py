@@ -18,7 +18,7 @@ from genray.objectives.tokenizer import Tokenization
 DIGITS = tuple("0123456789")
 
 
-def save(directory, model, objective, *, seed=0, data=None, classes=DIGITS, change=None):
+def save(directory, model, objective, *, seed=0, data=None, classes=DIGITS, change=None, data_digest="0" * 64):
     """Saves a snapshot of fresh weights, after `change(module)`, and gives its directory back."""
     config = Config(
         data=data or Data(name="digits"), model=model, objective=objective, optim=Optim(), train=Train(sample_every=0)
@@ -28,7 +28,7 @@ def save(directory, model, objective, *, seed=0, data=None, classes=DIGITS, chan
     if change is not None:
         with torch.no_grad():
             change(module)
-    snapshot.save(directory, module, config, step=1, samples_seen=64, classes=classes, data_digest="0" * 64)
+    snapshot.save(directory, module, config, step=1, samples_seen=64, classes=classes, data_digest=data_digest)
     return directory
 
 

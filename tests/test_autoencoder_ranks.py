@@ -1,5 +1,6 @@
 """Every objective of autoencoders on two ranks and in one process: gradients, and buffers that steps change."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from genray.models.tokenizer import Tokenizer
 from genray.models.vae import MLPVAE
 from genray.objectives import Batch, Networks
 from genray.objectives.elbo import ELBO
+from genray.objectives.rae import RAE
 from genray.objectives.tokenizer import Tokenization
 from genray.streams import Draws
 
@@ -26,6 +28,10 @@ CASES: dict[str, tuple[Any, Any]] = {
     "iwae": (MLP, ELBO(bound="iwae", num_samples=3, num_groups=2)),
     "piwae": (MLP, ELBO(bound="piwae", num_samples=3, num_groups=2)),
     "ciwae": (MLP, ELBO(bound="ciwae", num_samples=3)),
+    "conditional": (replace(MLP, conditional=True), ELBO()),
+    "flows": (replace(MLP, num_flows=2), ELBO()),
+    "pseudo-inputs": (replace(MLP, num_pseudo_inputs=4), ELBO()),
+    "rae": (MLP, RAE(decoder_l2=0.1, gradient_penalty=0.1)),
     "vq": (VQ, Tokenization()),
     "fsq": (FSQ, Tokenization()),
 }

@@ -107,7 +107,7 @@ def test_bound_without_binarising_is_the_cross_entropy_with_the_greys(tmp_path):
 
 
 def test_bound_of_a_classifier_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="'digits-classifier' is a classifier, which has no likelihood"):
+    with pytest.raises(ConfigError, match="'digits-classifier' is a classifier, which was not trained on a bound"):
         bounds(snapshot.load(save_classifier(tmp_path / "classifier")), images(2), 0)
 
 

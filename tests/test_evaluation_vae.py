@@ -103,7 +103,7 @@ def test_nll_does_not_depend_on_the_batch_size(vae):
 
 def test_nll_of_a_diverged_vae_is_an_error(tmp_path):
     broken = snapshot.load(save_vae(tmp_path / "vae", change=lambda m: next(m.parameters()).fill_(torch.nan)))
-    with pytest.raises(DivergenceError, match="non-finite posterior for 3 of 3 images"):
+    with pytest.raises(DivergenceError, match="non-finite likelihood for 3 of 3 images"):
         importance_nll(broken, images(3), 0, 2)
 
 

@@ -1,10 +1,12 @@
 """Variational autoencoders: shapes, ranges, and the draw from the posterior."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import distributions
 
-from genray.models.vae import LOGVAR_RANGE, MLPVAE, ConvVAE, mixture_parts
+from genray.models.vae import LOGVAR_RANGE, MLPVAE, AutoregressiveFlow, ConvVAE, Mixture, choose, mixture_parts
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 32, 64), (3, 128, 128)]
 MODELS = [ConvVAE(width=4, latent_dim=5), MLPVAE(hidden=16, latent_dim=5, num_layers=2)]
@@ -104,3 +106,90 @@ def test_mlp_vae_takes_any_size() -> None:
 def test_vae_refuses_a_knob_of_zero(cls: type, knob: str) -> None:
     with pytest.raises(ValueError, match=rf"^model\.{knob}=0 must be at least 1$"):
         cls(**{knob: 0})
+
+
+def test_flow_has_the_volume_of_its_jacobian_and_looks_back_only() -> None:
+    flow = AutoregressiveFlow(4)
+    z, context = torch.randn(1, 1, 4), torch.randn(1, 4)
+    jacobian = torch.autograd.functional.jacobian(lambda x: flow(x, context)[0], z).view(4, 4)
+    assert torch.equal(jacobian, jacobian.tril())
+    assert (jacobian.tril(-1) != 0).sum() == 6
+    torch.testing.assert_close(flow(z, context)[1].squeeze(), torch.linalg.slogdet(jacobian).logabsdet)
+
+
+def test_vae_with_flows_has_the_density_of_its_latents() -> None:
+    vae = MLPVAE(hidden=16, latent_dim=3, num_flows=2).build((1, 8, 8), 10)["vae"]
+    images, noise = torch.rand(1, 1, 8, 8) * 2 - 1, torch.randn(1, 1, 3)
+    jacobian = torch.autograd.functional.jacobian(lambda x: vae(images, x).z, noise).view(3, 3)
+    expected = distributions.Normal(0.0, 1.0).log_prob(noise).sum() - torch.linalg.slogdet(jacobian).logabsdet
+    torch.testing.assert_close(vae(images, noise).log_q.squeeze(), expected)
+
+
+def test_vae_with_pseudo_inputs_has_the_mixture_of_their_posteriors_as_prior() -> None:
+    vae = MLPVAE(hidden=16, latent_dim=3, num_pseudo_inputs=5).build((1, 8, 8), 10)["vae"]
+    found = vae(torch.rand(4, 1, 8, 8) * 2 - 1, torch.randn(4, 2, 3))
+    mu, logvar = vae.encode(torch.tanh(vae.pseudo_inputs))
+    each = distributions.Independent(distributions.Normal(mu, (logvar / 2).exp()), 1)
+    prior = distributions.MixtureSameFamily(distributions.Categorical(torch.ones(5)), each)
+    torch.testing.assert_close(found.log_p, prior.log_prob(found.z.view(4, 2, 3)))
+
+
+def test_vae_draws_from_its_pseudo_inputs_posteriors() -> None:
+    vae = MLPVAE(hidden=16, latent_dim=2, num_pseudo_inputs=3).build((1, 8, 8), 10)["vae"]
+    with torch.no_grad():
+        vae.pseudo_inputs.mul_(9)
+        vae.encoder[-1].weight[:2].mul_(20)
+        z = vae.from_prior(torch.randn(40_000, 2))
+        mu, logvar = vae.encode(torch.tanh(vae.pseudo_inputs))
+    variance = logvar.exp().mean(0) + mu.var(0, correction=0)
+    torch.testing.assert_close(z.mean(0), mu.mean(0), atol=0.05, rtol=0.05)
+    torch.testing.assert_close(z.var(0), variance, atol=0.05, rtol=0.05)
+
+
+def test_choice_by_noise_has_the_weights_and_leaves_noise_normal() -> None:
+    noise, weights = torch.randn(200_000, 2), torch.tensor([0.1, 0.6, 0.3])
+    place, left = choose(noise, weights)
+    torch.testing.assert_close(torch.bincount(place) / 200_000, weights, atol=0.005, rtol=0)
+    for k in range(3):
+        own = left[place == k, 0]
+        quantiles = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
+        torch.testing.assert_close(own.quantile(quantiles), torch.special.ndtri(quantiles), atol=0.04, rtol=0)
+    assert torch.equal(left[:, 1], noise[:, 1])
+
+
+def test_mixture_draws_have_its_mean_and_covariance() -> None:
+    mixture = Mixture(2, 2)
+    mixture.weights.copy_(torch.tensor([0.25, 0.75]))
+    mixture.means.copy_(torch.tensor([[4.0, 0.0], [0.0, 4.0]]))
+    mixture.factors.copy_(torch.tensor([[[1.0, 0.0], [0.8, 0.6]], [[2.0, 0.0], [0.0, 0.5]]]))
+    drawn = mixture(torch.randn(200_000, 2))
+    means, factors = mixture.means, mixture.factors
+    within = 0.25 * factors[0] @ factors[0].T + 0.75 * factors[1] @ factors[1].T
+    mean = 0.25 * means[0] + 0.75 * means[1]
+    between = 0.25 * torch.outer(means[0], means[0]) + 0.75 * torch.outer(means[1], means[1]) - torch.outer(mean, mean)
+    torch.testing.assert_close(drawn.mean(0), mean, atol=0.05, rtol=0)
+    torch.testing.assert_close(drawn.T.cov(), within + between, atol=0.1, rtol=0.02)
+
+
+def test_conditional_vae_reads_the_label_in_encoder_and_decoder() -> None:
+    vae = MLPVAE(hidden=16, latent_dim=3, conditional=True).build((1, 8, 8), 10)["vae"]
+    image, z = torch.rand(1, 1, 8, 8) * 2 - 1, torch.randn(1, 3)
+    zero, one = torch.tensor([0]), torch.tensor([1])
+    assert not torch.allclose(vae.encode(image, zero)[0], vae.encode(image, one)[0])
+    assert not torch.allclose(vae.decode(z, zero), vae.decode(z, one))
+    with pytest.raises(ValueError, match=r"labels=None for a conditional VAE, expected \(B,\) of 0 to 9"):
+        vae.generate(z)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"num_pseudo_inputs": 5, "conditional": True}, "model.num_pseudo_inputs=5 does not go with model.conditional"),
+        ({"num_pseudo_inputs": 5, "num_flows": 1}, "model.num_pseudo_inputs=5 does not go with model.num_flows=1"),
+        ({"num_pseudo_inputs": 5}, "model.num_pseudo_inputs=5 encodes learned images beside real ones"),
+        ({"num_flows": -1}, "model.num_flows=-1 must be at least 0"),
+    ],
+)
+def test_vae_refuses_latents_that_do_not_go_together(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        ConvVAE(**knobs)

@@ -39,7 +39,9 @@ def active_units(mu: Tensor) -> int:
 
 
 @torch.no_grad()
-def reconstructions(vae: Snapshot, images: Tensor, batch_size: int = 256) -> Iterator[Tensor]:
+def reconstructions(
+    vae: Snapshot, images: Tensor, batch_size: int = 256, labels: Tensor | None = None
+) -> Iterator[Tensor]:
     """Images as they come back through the mean of their posterior, or their codes, uint8; pixels stay grey.
 
     Raises:
@@ -53,4 +55,6 @@ def reconstructions(vae: Snapshot, images: Tensor, batch_size: int = 256) -> Ite
     module: Any = vae.module.eval()
     device = next(module.parameters()).device
     for start in range(0, len(images), batch_size):
-        yield to_uint8(module.reconstruct(to_float(images[start : start + batch_size].to(device)))).cpu()
+        part = slice(start, start + batch_size)
+        own = labels[part].to(device) if module.num_labels and labels is not None else None
+        yield to_uint8(module.reconstruct(to_float(images[part].to(device)), own)).cpu()

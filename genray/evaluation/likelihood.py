@@ -16,6 +16,9 @@ from genray.sampling import latents, to_float
 from genray.snapshot import Snapshot
 from genray.streams import derive_seed, generator
 
+DRAWS_AT_ONCE = 8
+"""Latents of an image that are decoded together, so that it is encoded once for all of them."""
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -44,7 +47,7 @@ class Posteriors:
 
 
 @torch.no_grad()
-def bounds(vae: Snapshot, images: Tensor, seed: int, batch_size: int = 256) -> Bounds:
+def bounds(vae: Snapshot, images: Tensor, seed: int, batch_size: int = 256, labels: Tensor | None = None) -> Bounds:
     """The bound of every image with one draw of its latent.
 
     Likelihood and binarisation are those of the snapshot's objective: bounds of snapshots that
@@ -55,6 +58,7 @@ def bounds(vae: Snapshot, images: Tensor, seed: int, batch_size: int = 256) -> B
         images: uint8 (N, C, H, W) of the model's shape.
         seed: of latents and binarisation, which do not depend on `batch_size`.
         batch_size: images per forward pass.
+        labels: (N,) of the images; read if the VAE is conditional.
 
     Raises:
         ConfigError: the snapshot was not trained as a VAE.
@@ -65,26 +69,34 @@ def bounds(vae: Snapshot, images: Tensor, seed: int, batch_size: int = 256) -> B
     noise = latents(len(images), int(module.latent_dim), derive_seed(seed, "elbo/posterior"))
     recon_nll, kl = [], []
     for part, observed in _observations(vae, objective, images, seed, batch_size):
-        found = module(2 * observed - 1, noise[part].to(observed.device))
+        found = module(2 * observed - 1, noise[part].to(observed.device), _labels(module, labels, part))
         recon_nll.append(objective.nll(found.parameters.double(), observed.double()).cpu())
-        kl.append(gaussian_kl(found.mu.double(), found.logvar.double()).sum(1).cpu())
+        exact = gaussian_kl(found.mu.double(), found.logvar.double()).sum(1)
+        kl.append((exact if module.closed_kl else (found.log_q - found.log_p).double().squeeze(1)).cpu())
     taken = Bounds(torch.cat(recon_nll), torch.cat(kl))
     _check_finite(vae, "bound", taken.elbo)
     return taken
 
 
 @torch.no_grad()
-def posteriors(vae: Snapshot, images: Tensor, seed: int, batch_size: int = 256) -> Posteriors:
+def posteriors(
+    vae: Snapshot, images: Tensor, seed: int, batch_size: int = 256, labels: Tensor | None = None
+) -> Posteriors:
     """The posterior of every image; `seed` is of the binarisation, and arguments and errors are those of `bounds`."""
     objective, module = _opened(vae, images)
-    found = [module.encode(2 * observed - 1) for _, observed in _observations(vae, objective, images, seed, batch_size)]
+    found = [
+        module.encode(2 * observed - 1, _labels(module, labels, part))
+        for part, observed in _observations(vae, objective, images, seed, batch_size)
+    ]
     mu, logvar = (torch.cat([pair[i].double().cpu() for pair in found]) for i in (0, 1))
     _check_finite(vae, "posterior", (mu + logvar).sum(1))
     return Posteriors(mu, logvar)
 
 
 @torch.no_grad()
-def importance_nll(vae: Snapshot, images: Tensor, seed: int, num_draws: int, batch_size: int = 256) -> Tensor:
+def importance_nll(
+    vae: Snapshot, images: Tensor, seed: int, num_draws: int, batch_size: int = 256, labels: Tensor | None = None
+) -> Tensor:
     """-log p(image) in nats, (N,), float64, from `num_draws` importance samples: at most -elbo in the mean.
 
     Burda et al. 2016, arXiv:1509.00519, equation 8: -log of the mean of p(x, z) / q(z | x) over z
@@ -95,26 +107,27 @@ def importance_nll(vae: Snapshot, images: Tensor, seed: int, num_draws: int, bat
         images: uint8 (N, C, H, W) of the model's shape.
         seed: of latents and binarisation, the latter the same as in `bounds`.
         num_draws: latents of each image, at least 1.
-        batch_size: images, each with one latent, per forward pass.
+        batch_size: latents per forward pass.
+        labels: (N,) of the images; read if the VAE is conditional.
 
     Raises:
         ConfigError, ProtocolError, DivergenceError: as `bounds` does.
     """
     objective, module = _opened(vae, images)
-    posterior = posteriors(vae, images, seed, batch_size)
-    device = next(module.parameters()).device
     total = torch.full((len(images),), -math.inf, dtype=torch.float64)
-    for draw in range(num_draws):
-        noise = latents(len(images), int(module.latent_dim), derive_seed(seed, "nll/posterior", draw)).double()
-        z = posterior.mu + noise * (posterior.logvar / 2).exp()
-        # log p(z) - log q(z | x): the constants of the two normal densities cancel
-        ratio = 0.5 * (noise.square() + posterior.logvar - z.square()).sum(1)
-        for part, observed in _observations(vae, objective, images, seed, batch_size):
-            nll = objective.nll(module.decode(z[part].float().to(device)).double(), observed.double()).cpu()
-            total[part] = torch.logaddexp(total[part], ratio[part] - nll)
-    found = math.log(num_draws) - total
-    _check_finite(vae, "likelihood", found)
-    return found
+    for first in range(0, num_draws, DRAWS_AT_ONCE):
+        draws = range(first, min(first + DRAWS_AT_ONCE, num_draws))
+        seeds = [derive_seed(seed, "nll/posterior", draw) for draw in draws]
+        noise = torch.stack([latents(len(images), int(module.latent_dim), one) for one in seeds], dim=1)
+        for part, observed in _observations(vae, objective, images, seed, max(1, batch_size // len(draws))):
+            found = module(2 * observed - 1, noise[part].to(observed.device), _labels(module, labels, part))
+            targets = observed.repeat_interleave(len(draws), 0).double()
+            nll = objective.nll(found.parameters.double(), targets).view(-1, len(draws))
+            weights = (found.log_p - found.log_q).double() - nll
+            total[part] = torch.logaddexp(total[part], weights.logsumexp(1).cpu())
+    result = math.log(num_draws) - total
+    _check_finite(vae, "likelihood", result)
+    return result
 
 
 def bits_per_dim(nats: float, num_dims: int, likelihood: str) -> float:
@@ -126,6 +139,11 @@ def bits_per_dim(nats: float, num_dims: int, likelihood: str) -> float:
     return nats / (num_dims * math.log(2)) + (8 if likelihood == "gaussian" else 0)
 
 
+def has_likelihood(model: Snapshot) -> bool:
+    """Whether the objective of the snapshot is a bound of the likelihood."""
+    return isinstance(model.config.objective, ELBO)
+
+
 def objective_of(vae: Snapshot) -> ELBO:
     """The objective of a VAE's snapshot.
 
@@ -135,7 +153,8 @@ def objective_of(vae: Snapshot) -> ELBO:
     objective = vae.config.objective
     if not isinstance(objective, ELBO):
         raise ConfigError(
-            f"snapshot of {vae.task!r} is a {vae.product}, which has no likelihood; elbo is scored of a VAE only"
+            f"snapshot of {vae.task!r} is a {vae.product}, which was not trained on a bound of the likelihood; "
+            "elbo is scored of a VAE only"
         )
     return objective
 
@@ -158,6 +177,10 @@ def _observations(
         if objective.likelihood == "bernoulli" and objective.binarize:
             observed = (torch.rand(observed.shape, generator=source) < observed).float()
         yield part, observed.to(device)
+
+
+def _labels(module: Any, labels: Tensor | None, part: slice) -> Tensor | None:
+    return labels[part].to(next(module.parameters()).device) if module.num_labels and labels is not None else None
 
 
 def _check_finite(vae: Snapshot, what: str, values: Tensor) -> None:

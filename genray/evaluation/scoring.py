@@ -16,9 +16,10 @@ from genray.errors import ProtocolError, StorageError
 from genray.evaluation import ALL, chosen, every, extractors, needs_extractor
 from genray.evaluation.classifier_scores import classifier_scores
 from genray.evaluation.features import Extractor, check_shape
+from genray.evaluation.likelihood import has_likelihood
 from genray.evaluation.protocol import Score
 from genray.evaluation.samples import TAKERS, Comparison, observe, sample_scores
-from genray.evaluation.vae_scores import likelihood_scores, psnr_score, reconstruction_score
+from genray.evaluation.vae_scores import LIKELIHOOD, likelihood_scores, psnr_score, reconstruction_score
 from genray.sampling import generate, latents
 from genray.snapshot import Snapshot
 from genray.streams import generator
@@ -178,8 +179,11 @@ def _names(model: Snapshot, settings: Eval, extractor: Path | None) -> tuple[str
     if ALL in settings.metrics:
         by_class = model.product != "classifier" and _num_labels(model) > 0
         metrics = every(model.product, by_class=by_class, features=extractor is not None)
+        metrics = tuple(name for name in metrics if has_likelihood(model) or name not in LIKELIHOOD)
         settings = replace(settings, metrics=metrics)
     names = chosen(settings.metrics, model.product)
+    if not settings.metrics and not has_likelihood(model):
+        names = tuple(name for name in names if name not in LIKELIHOOD)
     if extractor is not None or model.product == "classifier":
         return names
     missing = [name for name in settings.metrics or names[:1] if needs_extractor(name, model.product)]

@@ -28,6 +28,9 @@ from genray.evaluation.samples import Comparison
 from genray.objectives.elbo import ACTIVE_VARIANCE
 from genray.snapshot import Snapshot
 
+LIKELIHOOD = ("elbo", "recon_nll", "kl", "nll", "bits_per_dim", "active_units")
+"""Metrics of autoencoders that were trained on a bound of the likelihood."""
+
 
 def likelihood_scores(names: Sequence[str], model: Snapshot, reals: ImageSet, settings: Eval) -> dict[str, Score]:
     """The metrics `names` by name, each over the seeds of latents and binarisation.
@@ -43,14 +46,16 @@ def likelihood_scores(names: Sequence[str], model: Snapshot, reals: ImageSet, se
 
     @cache
     def bound(seed: int) -> Bounds:
-        return bounds(model, reals.images, seed, settings.batch_size)
+        return bounds(model, reals.images, seed, settings.batch_size, reals.labels)
 
     @cache
     def posterior(seed: int) -> Posteriors:
-        return posteriors(model, reals.images, seed, settings.batch_size)
+        return posteriors(model, reals.images, seed, settings.batch_size, reals.labels)
 
     def nll(seed: int) -> float:
-        found = importance_nll(model, reals.images, seed, settings.importance_samples, settings.batch_size)
+        found = importance_nll(
+            model, reals.images, seed, settings.importance_samples, settings.batch_size, reals.labels
+        )
         return float(found.mean())
 
     taken: dict[str, Callable[[int], float]] = {
@@ -93,7 +98,7 @@ def psnr_score(model: Snapshot, reals: ImageSet, settings: Eval) -> Score:
     total, count = 0, 0
     for start, part in zip(
         range(0, len(reals.images), settings.batch_size),
-        reconstructions(model, reals.images, settings.batch_size),
+        reconstructions(model, reals.images, settings.batch_size, reals.labels),
         strict=True,
     ):
         gap = part.long() - reals.images[start : start + len(part)].long()
@@ -112,7 +117,7 @@ def reconstruction_score(model: Snapshot, against: Comparison) -> Score:
         DivergenceError: a pixel is not finite.
     """
     reals, settings, extractor = against.reals, against.settings, against.extractor
-    parts = reconstructions(model, reals.images, settings.batch_size)
+    parts = reconstructions(model, reals.images, settings.batch_size, reals.labels)
     features = torch.cat([extract(extractor, part, settings.batch_size) for part in parts])
     value = frechet_distance(against.reference.moments, Moments.of(features), against.reference.root)
     protocol = Protocol(

@@ -1,8 +1,9 @@
-"""Variational autoencoders with a normal posterior of independent dimensions.
+"""Variational autoencoders of one vector of latents.
 
-Kingma and Welling 2014, arXiv:1312.6114. What a decoder says of the pixels is named by `output`:
-`logits`, whose sigmoid is the probability (Bernoulli) or the mean (Gaussian) of a pixel in [0, 1];
-the same with a log standard deviation per pixel, or one for all (Rybkin et al. 2021,
+Kingma and Welling 2014, arXiv:1312.6114; conditional: Sohn et al. 2015; VampPrior: Tomczak and Welling 2018,
+arXiv:1705.07120; inverse autoregressive flow: Kingma et al. 2016, arXiv:1606.04934. What a decoder says of
+the pixels is named by `output`: `logits`, whose sigmoid is the probability (Bernoulli) or the mean (Gaussian)
+of a pixel in [0, 1]; the same with a log standard deviation per pixel, or one for all (Rybkin et al. 2021,
 arXiv:2006.13202); or a mixture of logistic distributions (Salimans et al. 2017, arXiv:1701.05517).
 """
 
@@ -42,7 +43,48 @@ class Pass(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvVAE:
+class Latents:
+    """What architectures of VAEs have in common: everything about latents and pixels."""
+
+    latent_dim: int = 32
+    """Numbers in a latent z."""
+    output: Output = "logits"
+    """What the decoder says of a pixel: logits, with its own or one global scale beside them, or a mixture."""
+    conditional: bool = False
+    """Encoder and decoder are told the label."""
+    num_flows: int = 0
+    """Autoregressive flows that bend the posterior; 0: normal with independent dimensions."""
+    num_pseudo_inputs: int = 0
+    """Learned images whose posteriors, mixed, are the prior (VampPrior); 0: standard normal."""
+    num_components: int = 0
+    """Normal distributions that are fitted to the latents after training, and drawn from; 0: the prior is."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "latent_dim")
+        _at_least(0, self, "num_flows", "num_pseudo_inputs", "num_components")
+        if self.num_pseudo_inputs and (self.conditional or self.num_flows):
+            other = "conditional=True" if self.conditional else f"num_flows={self.num_flows}"
+            raise ValueError(
+                f"model.num_pseudo_inputs={self.num_pseudo_inputs} does not go with model.{other}: learned images "
+                "have no label, and a bent posterior has no density at latents of others; set one to its default"
+            )
+
+    @property
+    def encoder_dim(self) -> int:
+        """Numbers that an encoder ends in: mean, log variance, and what flows are told."""
+        return (3 if self.num_flows else 2) * self.latent_dim
+
+    def decoder_dim(self, num_classes: int) -> int:
+        """Numbers that a decoder begins with."""
+        return self.latent_dim + num_classes * self.conditional
+
+    def seen_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """What the encoder sees: a conditional one has a plane more, of the label."""
+        return (image_shape[0] + self.conditional, *image_shape[1:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvVAE(Latents):
     """Strided convolutions down to a base of 4 to 7 pixels on the smaller side, and back.
 
     Level i, counted from the image, has `min(max_width, width * 2**i)` channels. Batch norm takes
@@ -51,36 +93,39 @@ class ConvVAE:
 
     modules: ClassVar[tuple[str, ...]] = ("vae",)
 
-    latent_dim: int = 32
-    """Numbers in a latent z."""
     width: int = 32
     """Channels at the level next to the image."""
     max_width: int = 256
     """Most channels of any level."""
     norm: Literal["batch", "none"] = "batch"
     """Normalisation after every convolution but the decoder's last."""
-    output: Output = "logits"
-    """What the decoder says of a pixel: logits, with its own or one global scale beside them, or a mixture."""
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "latent_dim", "width", "max_width")
+        super().__post_init__()
+        _at_least(1, self, "width", "max_width")
+        if self.num_pseudo_inputs and self.norm == "batch":
+            raise ValueError(
+                f"model.num_pseudo_inputs={self.num_pseudo_inputs} encodes learned images beside real ones, and "
+                "model.norm='batch' would mix their statistics; set --model.norm none"
+            )
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises ValueError, with the cure, when images of (C, H, W) cannot be made by doubling a base."""
         _num_doublings(image_shape)
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, nn.Module]:
-        """A fresh `vae` for images of (C, H, W); it has no use for labels.
+        """A fresh `vae` for images of (C, H, W); labels are those of a conditional one.
 
         Raises:
             ValueError: a size that cannot be made.
         """
-        encoder, decoder = _conv_encoder(self, image_shape), _conv_decoder(self, image_shape)
-        return {"vae": VAE(encoder, decoder, self.latent_dim, self.output)}
+        encoder = _conv_encoder(self, self.seen_shape(image_shape))
+        decoder = _conv_decoder(self, image_shape, self.decoder_dim(num_classes))
+        return {"vae": VAE(encoder, decoder, self, image_shape, num_classes)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class MLPVAE:
+class MLPVAE(Latents):
     """Fully connected layers on the flattened image; any size, best below 32 x 32 pixels."""
 
     modules: ClassVar[tuple[str, ...]] = ("vae",)
@@ -91,79 +136,213 @@ class MLPVAE:
     """Units of each hidden layer."""
     num_layers: int = 1
     """Hidden layers of the encoder, and of the decoder."""
-    output: Output = "logits"
-    """What the decoder says of a pixel: logits, with its own or one global scale beside them, or a mixture."""
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "latent_dim", "hidden", "num_layers")
+        super().__post_init__()
+        _at_least(1, self, "hidden", "num_layers")
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Any size will do."""
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, nn.Module]:
-        """A fresh `vae` for images of (C, H, W); it has no use for labels."""
-        num_pixels = image_shape[0] * image_shape[1] * image_shape[2]
+        """A fresh `vae` for images of (C, H, W); labels are those of a conditional one."""
+        num_pixels = math.prod(self.seen_shape(image_shape))
         hidden = [self.hidden] * self.num_layers
-        encoder = nn.Sequential(nn.Flatten(), *_dense([num_pixels, *hidden, 2 * self.latent_dim]))
+        encoder = nn.Sequential(nn.Flatten(), *_dense([num_pixels, *hidden, self.encoder_dim]))
         shape = (num_outputs(self.output, image_shape[0]), *image_shape[1:])
-        decoder = nn.Sequential(*_dense([self.latent_dim, *hidden, math.prod(shape)]), nn.Unflatten(1, shape))
-        return {"vae": VAE(encoder, decoder, self.latent_dim, self.output)}
+        decoder = nn.Sequential(
+            *_dense([self.decoder_dim(num_classes), *hidden, math.prod(shape)]), nn.Unflatten(1, shape)
+        )
+        return {"vae": VAE(encoder, decoder, self, image_shape, num_classes)}
 
 
 class VAE(nn.Module):
-    """An encoder to (B, 2 * latent_dim) and a decoder from (B, latent_dim) to (B, P, H, W), of which `output` says P.
+    """An encoder of images, latents drawn from their posterior, and a decoder of them to (B, P, H, W).
 
-    Channels of a scale follow those of the logits; of a mixture see `mixture_parts`.
+    `output` says P: channels of a scale follow those of the logits; of a mixture see `mixture_parts`.
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, latent_dim: int, output: Output = "logits") -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        knobs: Latents,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+    ) -> None:
         super().__init__()
-        self.latent_dim = latent_dim
-        self.num_labels = 0
-        self.output = output
+        self.latent_dim = knobs.latent_dim
+        self.num_labels = num_classes if knobs.conditional else 0
+        self.output = knobs.output
+        self.closed_kl = not knobs.num_flows and not knobs.num_pseudo_inputs
         self.encoder = encoder
         self.decoder = decoder
-        if output == "global-scale":
+        self.flows = nn.ModuleList(AutoregressiveFlow(self.latent_dim) for _ in range(knobs.num_flows))
+        if self.output == "global-scale":
             self.log_sigma = nn.Parameter(torch.zeros(()))
+        if knobs.conditional:
+            self.label_plane = nn.Embedding(num_classes, image_shape[1] * image_shape[2])
+        self.pseudo_inputs = None
+        if knobs.num_pseudo_inputs:
+            self.pseudo_inputs = nn.Parameter(torch.randn(knobs.num_pseudo_inputs, *image_shape))
+        self.mixture = Mixture(knobs.num_components, self.latent_dim) if knobs.num_components else None
 
-    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the posterior of images (B, C, H, W) in [-1, 1], each (B, latent_dim), fp32."""
-        mu, logvar = self.encoder(images).float().chunk(2, dim=1)
-        return mu, logvar.clamp(*LOGVAR_RANGE)
+    def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the posterior before any flow, each (B, latent_dim), fp32.
 
-    def decode(self, z: Tensor) -> Tensor:
+        Args:
+            images: (B, C, H, W) in [-1, 1].
+            labels: (B,), int64, if conditional.
+        """
+        return self._posterior(images, labels)[:2]
+
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """What is said of the pixels, (B, P, H, W), unbounded, of the latents (B, latent_dim)."""
+        if self.num_labels:
+            z = torch.cat([z, nn.functional.one_hot(self._known(labels), self.num_labels).to(z.dtype)], dim=1)
         decoded: Tensor = self.decoder(z)
         if self.output == "global-scale":
             decoded = torch.cat([decoded, self.log_sigma.to(decoded.dtype).expand_as(decoded)], dim=1)
         return decoded
 
+    def from_prior(self, noise: Tensor) -> Tensor:
+        """Latents (B, latent_dim) that are distributed as the prior, or what was fitted, where `noise` is normal."""
+        if self.mixture is not None:
+            return self.mixture(noise)  # type: ignore[no-any-return]
+        if self.pseudo_inputs is None:
+            return noise
+        mu, logvar = self.encode(torch.tanh(self.pseudo_inputs))
+        even = torch.full((len(mu),), 1 / len(mu), device=mu.device)
+        place, noise = choose(noise, even)
+        return mu[place] + noise * torch.exp(0.5 * logvar[place])
+
     def generate(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Mean images (B, C, H, W) in [-1, 1] of the latents (B, latent_dim); labels are not used."""
-        decoded = self.decode(z).float()
+        """Mean images (B, C, H, W) in [-1, 1] of normal numbers (B, latent_dim), and labels if conditional."""
+        return self._means(self.decode(self.from_prior(z), labels))
+
+    def reconstruct(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] as they come back through the middle of their posterior."""
+        mu, logvar, context = self._posterior(images, labels)
+        z, _ = self._draw(mu, logvar, context, torch.zeros_like(mu).unsqueeze(1))
+        return self._means(self.decode(z.squeeze(1), labels))
+
+    def forward(self, images: Tensor, noise: Tensor, labels: Tensor | None = None) -> Pass:
+        """The posterior of each image, latents drawn from it, and what the decoder says of them.
+
+        Args:
+            images: (B, C, H, W) in [-1, 1].
+            noise: (B, latent_dim) or (B, K, latent_dim), standard normal.
+            labels: (B,), int64, if conditional.
+        """
+        mu, logvar, context = self._posterior(images, labels)
+        noise = noise if noise.ndim == 3 else noise.unsqueeze(1)
+        z, log_q = self._draw(mu, logvar, context, noise)
+        taken = z.flatten(0, 1)
+        repeated = None if labels is None else labels.repeat_interleave(noise.shape[1])
+        return Pass(self.decode(taken, repeated), mu, logvar, taken, log_q, self._log_prior(z))
+
+    def _posterior(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        if self.num_labels:
+            plane = self.label_plane(self._known(labels)).view(len(images), 1, *images.shape[2:])
+            images = torch.cat([images, plane.to(images.dtype)], dim=1)
+        mu, logvar, *context = self.encoder(images).float().split(self.latent_dim, dim=1)
+        return mu, logvar.clamp(*LOGVAR_RANGE), context[0] if context else None
+
+    def _draw(self, mu: Tensor, logvar: Tensor, context: Tensor | None, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B, K, latent_dim) of noise (B, K, latent_dim), and their log density (B, K)."""
+        z = mu.unsqueeze(1) + noise * torch.exp(0.5 * logvar).unsqueeze(1)
+        log_q = normal_log_density(noise) - 0.5 * logvar.sum(dim=1, keepdim=True)
+        for flow in self.flows:
+            z, log_scale = flow(z.flip(-1), context)
+            log_q = log_q - log_scale
+        return z, log_q
+
+    def _log_prior(self, z: Tensor) -> Tensor:
+        if self.pseudo_inputs is None:
+            return normal_log_density(z)
+        mu, logvar = self.encode(torch.tanh(self.pseudo_inputs))
+        deviations = (z.unsqueeze(2) - mu) * torch.exp(-0.5 * logvar)  # (B, K, number of pseudo-inputs, latent_dim)
+        each = normal_log_density(deviations) - 0.5 * logvar.sum(dim=1)
+        return torch.logsumexp(each, dim=2) - math.log(len(mu))
+
+    def _means(self, decoded: Tensor) -> Tensor:
+        decoded = decoded.float()
         if self.output == "logistic-mixture":
             weights, means, _ = mixture_parts(decoded)
             return (weights.softmax(dim=1).unsqueeze(2) * means).sum(dim=1).clamp(-1, 1)
         logits = decoded if self.output == "logits" else decoded.chunk(2, dim=1)[0]
         return 2 * torch.sigmoid(logits) - 1
 
-    def reconstruct(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] as they come back through the mean of their posterior."""
-        return self.generate(self.encode(images)[0], labels)
+    def _known(self, labels: Tensor | None) -> Tensor:
+        if labels is None:
+            raise ValueError(f"labels=None for a conditional VAE, expected (B,) of 0 to {self.num_labels - 1}")
+        return labels
 
-    def forward(self, images: Tensor, noise: Tensor) -> Pass:
-        """The posterior of each image, latents drawn from it, and what the decoder says of them.
+
+class AutoregressiveFlow(nn.Module):
+    """Each dimension moved and scaled by what a masked network says of those before it, and of the image."""
+
+    first_mask: Tensor
+    last_mask: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        hidden = max(64, 4 * dim)
+        self.from_context = nn.Linear(dim, hidden)
+        self.first, self.last = nn.Linear(dim, hidden), nn.Linear(hidden, 2 * dim)
+        inputs, units = torch.arange(dim), torch.arange(hidden) % max(1, dim - 1)
+        self.register_buffer("first_mask", (units.unsqueeze(1) >= inputs).float() * (dim > 1), persistent=False)
+        after = (inputs.unsqueeze(1) > units).float() if dim > 1 else torch.ones(1, hidden)
+        self.register_buffer("last_mask", after.repeat(2, 1), persistent=False)
+
+    def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """The latents moved, (B, K, dim), and the log of the volume that they gained, (B, K).
 
         Args:
-            images: (B, C, H, W) in [-1, 1].
-            noise: (B, latent_dim) or (B, K, latent_dim), standard normal.
+            z: (B, K, dim).
+            context: (B, dim).
         """
-        mu, logvar = self.encode(images)
-        noise = noise if noise.ndim == 3 else noise.unsqueeze(1)
-        z = mu.unsqueeze(1) + noise * torch.exp(0.5 * logvar).unsqueeze(1)
-        taken = z.flatten(0, 1)
-        log_q = normal_log_density(noise) - 0.5 * logvar.sum(dim=1, keepdim=True)
-        return Pass(self.decode(taken), mu, logvar, taken, log_q, normal_log_density(z))
+        linear = nn.functional.linear
+        first = linear(z, self.first.weight * self.first_mask, self.first.bias)
+        hidden = torch.relu(first + self.from_context(context).unsqueeze(1))
+        shift, gate = linear(hidden, self.last.weight * self.last_mask, self.last.bias).float().chunk(2, dim=-1)
+        # near the identity at first
+        scale = torch.sigmoid(gate + 2)
+        return scale * z + (1 - scale) * shift, torch.log(scale).sum(dim=-1)
+
+
+class Mixture(nn.Module):
+    """Normal distributions with full covariances; all standard ones until they are fitted."""
+
+    weights: Tensor
+    means: Tensor
+    factors: Tensor
+
+    def __init__(self, num: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("weights", torch.full((num,), 1 / num))
+        self.register_buffer("means", torch.zeros(num, dim))
+        self.register_buffer("factors", torch.eye(dim).repeat(num, 1, 1))
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """Draws of the mixture, (B, dim), from standard normal numbers (B, dim)."""
+        place, noise = choose(noise, self.weights)
+        return self.means[place] + (self.factors[place] @ noise.unsqueeze(2)).squeeze(2)
+
+
+def choose(noise: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Places (B,) in `weights` (K,), chosen by the first number of each row, and noise that is standard normal again.
+
+    Where the first number falls among the quantiles of its distribution chooses; where it falls within the chosen
+    piece is uniform, and made normal again. So one draw of `noise` is one draw of a mixture.
+    """
+    ends = weights.double().cumsum(0)
+    ends = ends / ends[-1]
+    at = torch.special.ndtr(noise[:, 0].double())
+    place = torch.searchsorted(ends, at, right=True).clamp(max=len(weights) - 1)
+    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+    within = ((at - starts[place]) / (ends - starts)[place]).clamp(1e-9, 1 - 1e-9)
+    return place, torch.cat([torch.special.ndtri(within).unsqueeze(1).to(noise.dtype), noise[:, 1:]], dim=1)
 
 
 def num_outputs(output: Output, channels: int) -> int:
@@ -194,13 +373,13 @@ def _conv_encoder(knobs: ConvVAE, image_shape: tuple[int, int, int]) -> nn.Modul
     for before, after in pairwise(widths):
         layers += [nn.Conv2d(before, after, 4, 2, 1, bias=knobs.norm == "none"), *_norm_relu(knobs.norm, after)]
     height, width = _base(image_shape)
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * height * width, 2 * knobs.latent_dim))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * height * width, knobs.encoder_dim))
 
 
-def _conv_decoder(knobs: ConvVAE, image_shape: tuple[int, int, int]) -> nn.Module:
+def _conv_decoder(knobs: ConvVAE, image_shape: tuple[int, int, int], dim: int) -> nn.Module:
     widths = _widths(knobs, image_shape)[::-1]
     base = (widths[0], *_base(image_shape))
-    layers: list[nn.Module] = [nn.Linear(knobs.latent_dim, base[0] * base[1] * base[2]), nn.Unflatten(1, base)]
+    layers: list[nn.Module] = [nn.Linear(dim, base[0] * base[1] * base[2]), nn.Unflatten(1, base)]
     layers += _norm_relu(knobs.norm, widths[0])
     for before, after in pairwise(widths):
         layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=knobs.norm == "none")]
@@ -251,7 +430,7 @@ def _widths(knobs: ConvVAE, image_shape: tuple[int, int, int]) -> list[int]:
     return [min(knobs.max_width, knobs.width * 2**level) for level in range(_num_doublings(image_shape))]
 
 
-def _at_least_one(knobs: ConvVAE | MLPVAE, *names: str) -> None:
+def _at_least(least: int, knobs: Latents, *names: str) -> None:
     for name in names:
-        if getattr(knobs, name) < 1:
-            raise ValueError(f"model.{name}={getattr(knobs, name)!r} must be at least 1")
+        if getattr(knobs, name) < least:
+            raise ValueError(f"model.{name}={getattr(knobs, name)!r} must be at least {least}")

@@ -4,12 +4,14 @@ from genray.objectives.base import Batch, Networks, Objective, Phase, Stateful
 from genray.objectives.classification import Classification
 from genray.objectives.elbo import ELBO
 from genray.objectives.gan import GAN
+from genray.objectives.rae import RAE
 from genray.objectives.tokenizer import Tokenization
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "gan": GAN,
     "elbo": ELBO,
     "classification": Classification,
+    "rae": RAE,
     "tokenization": Tokenization,
 }
 

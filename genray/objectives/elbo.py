@@ -114,6 +114,13 @@ class ELBO:
         """Raises ValueError for a model of other modules, or one whose decoder says something else of the pixels."""
         require_modules("elbo", ("vae",), model)
         likelihoods.check_output(self.likelihood, model)
+        bent = [name for name in ("num_flows", "num_pseudo_inputs") if getattr(model, name, 0)]
+        charged = [name for name in ("free_bits", "total_correlation", "mmd") if getattr(self, name) > 0]
+        if bent and charged:
+            raise ValueError(
+                f"objective.{charged[0]}={getattr(self, charged[0])!r} is for a normal prior and posterior, and "
+                f"model.{bent[0]}={getattr(model, bent[0])}; set one of the two to 0"
+            )
 
     def beta_at(self, samples_seen: int) -> float:
         """Weight of the KL term after `samples_seen` images."""
@@ -143,20 +150,24 @@ class ELBO:
         bare: Any = networks.bare["vae"]
         num = self.num_samples * self.num_groups
         noise = batch.draws.normal("posterior", *(() if num == 1 else (num,)), bare.latent_dim)
-        found = networks.wrapped["vae"](inputs, noise)
-        take = self._elbo_loss if self.bound == "elbo" else self._importance_loss
-        loss, metrics = take(found, observations, batch)
+        found = networks.wrapped["vae"](inputs, noise, batch.labels if bare.num_labels else None)
+        if self.bound == "elbo":
+            loss, metrics = self._elbo_loss(found, observations, batch, bare.closed_kl)
+        else:
+            loss, metrics = self._importance_loss(found, observations, batch)
         metrics["vae/loss"] = loss
         metrics["vae/active_units"] = (found.mu.detach().float().var(0, correction=0) > ACTIVE_VARIANCE).float().sum()
         if self.kl_warmup_samples:
             metrics["vae/beta"] = torch.full_like(loss, self.beta_at(batch.samples_seen))
         return loss, {name: value.detach() for name, value in metrics.items()}
 
-    def _elbo_loss(self, found: Any, observations: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _elbo_loss(
+        self, found: Any, observations: Tensor, batch: Batch, closed_kl: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         mu, logvar = found.mu.float(), found.logvar.float()
         recon_loss = self.nll(found.parameters.float(), observations).mean()
         per_dimension = gaussian_kl(mu, logvar)
-        kl = per_dimension.sum(dim=1).mean()
+        kl = per_dimension.sum(dim=1).mean() if closed_kl else (found.log_q - found.log_p).mean()
         metrics = {"vae/recon_loss": recon_loss, "vae/kl": kl, "vae/elbo": -(recon_loss + kl)}
         charged = kl
         if self.free_bits:
