@@ -25,6 +25,11 @@ _VQ: Space = {
     "objective.sigma": Domain("log", (0.03, 0.3)),
     "model.num_codes": Domain("choice", (64, 256, 1024)),
 }
+_ADVERSARIAL: Space = {
+    "optim.lr": Domain("log", (1e-4, 3e-3)),
+    "objective.adversarial": Domain("log", (0.1, 1.0)),
+    "objective.perceptual_weight": Domain("log", (1.0, 1000.0)),
+}
 _FSQ: Space = {
     "optim.lr": Domain("log", (1e-4, 3e-3)),
     "objective.sigma": Domain("log", (0.03, 0.3)),
@@ -50,6 +55,7 @@ SPACES: dict[str, Space] = {
     "digits-tokenizer": _VQ,
     "mnist-tokenizer": _VQ,
     "cifar10-tokenizer": _FSQ,
+    "mnist-adversarial-tokenizer": _ADVERSARIAL,
     "mnist-classifier": _CLASSIFIER,
     "cifar10-resnet18": _CLASSIFIER,
     "folder-resnet50": _CLASSIFIER,

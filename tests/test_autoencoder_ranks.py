@@ -1,5 +1,6 @@
 """Every objective of autoencoders on two ranks and in one process: gradients, and buffers that steps change."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -8,9 +9,10 @@ from ranks import run_ranks
 from torch import Tensor
 
 from genray import distributed
-from genray.models.tokenizer import Tokenizer
+from genray.models.tokenizer import AdversarialTokenizer, Tokenizer
 from genray.models.vae import MLPVAE
 from genray.objectives import Batch, Networks
+from genray.objectives.adversarial_tokenizer import AdversarialTokenization
 from genray.objectives.elbo import ELBO
 from genray.objectives.rae import RAE
 from genray.objectives.tokenizer import Tokenization
@@ -34,6 +36,10 @@ CASES: dict[str, tuple[Any, Any]] = {
     "rae": (MLP, RAE(decoder_l2=0.1, gradient_penalty=0.1)),
     "vq": (VQ, Tokenization()),
     "fsq": (FSQ, Tokenization()),
+    "adversarial": (
+        AdversarialTokenizer(num_codes=8, code_dim=3, width=4, num_downsamplings=1, discriminator_width=4),
+        AdversarialTokenization(adversarial_start_samples=0, adversarial_warmup_samples=0),
+    ),
 }
 
 
@@ -59,8 +65,10 @@ def state_after_one_step(images: Tensor) -> dict[str, dict[str, Tensor]]:
             module = bare[phase.module]
             module.zero_grad()
             for part in phase.parts:
-                loss, _ = objective.loss(phase.module, part, networks, batch, shared)
-                loss.backward()  # type: ignore[no-untyped-call]
+                last = part == phase.parts[-1]
+                with nullcontext() if last else distributed.no_sync(networks.wrapped[phase.module]):
+                    loss, _ = objective.loss(phase.module, part, networks, batch, shared)
+                    loss.backward()  # type: ignore[no-untyped-call]
                 found[name][f"{phase.module}/{part}/loss"] = distributed.mean(loss.detach().clone())
             gradients = {f"{phase.module}/{k}": p.grad for k, p in module.named_parameters()}
             assert [k for k, gradient in gradients.items() if gradient is None] == []

@@ -14,7 +14,7 @@ from genray.models.r3gan import R3GAN
 from genray.models.resnet import ResNetClassifier
 from genray.models.sngan import SNGAN
 from genray.models.stylegan2 import StyleGAN2
-from genray.models.tokenizer import Tokenizer
+from genray.models.tokenizer import AdversarialTokenizer, Tokenizer
 from genray.models.torchvision_resnet import TorchvisionResNet
 from genray.models.vae import MLPVAE, ConvVAE
 
@@ -44,6 +44,7 @@ MODELS: dict[str, type[Model]] = {
     "conv-vae": ConvVAE,
     "mlp-vae": MLPVAE,
     "tokenizer": Tokenizer,
+    "adversarial-tokenizer": AdversarialTokenizer,
     "dcgan-classifier": DCGANClassifier,
     "resnet-classifier": ResNetClassifier,
     "torchvision-resnet": TorchvisionResNet,

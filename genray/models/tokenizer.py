@@ -93,6 +93,44 @@ class Tokenizer:
         return {"tokenizer": TokenizerNetwork(encoder, quantizer, decoder)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdversarialTokenizer(Tokenizer):
+    """The same beside a discriminator that judges patches of an image, each by itself."""
+
+    modules: ClassVar[tuple[str, ...]] = ("tokenizer", "discriminator")
+
+    discriminator_width: int = 32
+    """Channels of the discriminator next to the image; they double with each halving."""
+    discriminator_halvings: int = 2
+    """Halvings of each side on the way to the patches' logits."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("discriminator_width", "discriminator_halvings"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name}={getattr(self, name)!r} must be at least 1")
+
+    def check(self, image_shape: tuple[int, int, int]) -> None:
+        """Raises ValueError, with the cure, when images of (C, H, W) cannot be halved as often."""
+        super().check(image_shape)
+        if min(image_shape[1:]) < 2**self.discriminator_halvings:
+            raise ValueError(
+                f"model.discriminator_halvings={self.discriminator_halvings} leaves nothing of {image_shape[1]} x "
+                f"{image_shape[2]} pixels; set it lower"
+            )
+
+    def build(self, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, nn.Module]:
+        """A fresh `tokenizer` and `discriminator` for images of (C, H, W)."""
+        layers: list[nn.Module] = []
+        before = image_shape[0]
+        for level in range(self.discriminator_halvings):
+            after = self.discriminator_width * 2**level
+            layers += [nn.Conv2d(before, after, 4, 2, 1), nn.LeakyReLU(0.2)]
+            before = after
+        patches = nn.Sequential(*layers, nn.Conv2d(before, 1, 3, 1, 1))
+        return super().build(image_shape, num_classes) | {"discriminator": patches}
+
+
 class VQ(nn.Module):
     """The nearest of K codes; `codebook` is a running mean of what each was nearest to.
 

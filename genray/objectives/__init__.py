@@ -1,5 +1,6 @@
 """Objectives by name: the losses of all phases, and nothing else."""
 
+from genray.objectives.adversarial_tokenizer import AdversarialTokenization
 from genray.objectives.base import Batch, Networks, Objective, Phase, Stateful
 from genray.objectives.classification import Classification
 from genray.objectives.elbo import ELBO
@@ -13,6 +14,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "classification": Classification,
     "rae": RAE,
     "tokenization": Tokenization,
+    "adversarial-tokenization": AdversarialTokenization,
 }
 
 __all__ = ["OBJECTIVES", "Batch", "Networks", "Objective", "Phase", "Stateful"]
