@@ -20,6 +20,12 @@ _VAE: Space = {
     "model.latent_dim": Domain("choice", (8, 16, 32, 64)),
     "train.global_batch_size": Domain("choice", (32, 64, 128)),
 }
+_RAE: Space = {
+    "optim.lr": Domain("log", (1e-4, 1e-2)),
+    "objective.beta": Domain("log", (0.01, 10.0)),
+    "objective.decoder_l2": Domain("log", (1e-4, 1.0)),
+    "model.latent_dim": Domain("choice", (8, 16, 32, 64)),
+}
 _HIERARCHICAL: Space = {
     "optim.lr": Domain("log", (1e-4, 3e-3)),
     "model.latent_channels": Domain("choice", (4, 8, 16)),
@@ -57,6 +63,7 @@ SPACES: dict[str, Space] = {
     "mnist-stylegan2": _PENALISED,
     "mnist-vae": _VAE,
     "mnist-mlp-vae": _VAE,
+    "mnist-rae": _RAE,
     "digits-hierarchical-vae": _HIERARCHICAL,
     "cifar10-hierarchical-vae": _HIERARCHICAL,
     "digits-tokenizer": _VQ,

@@ -75,3 +75,10 @@ def test_r3gan_has_no_normalisation_and_no_buffer_that_training_moves() -> None:
 def test_r3gan_refuses_a_width_that_its_groups_do_not_divide() -> None:
     with pytest.raises(ValueError, match=r"model\.width=24 must be a multiple of model\.group_width=16"):
         R3GAN(width=24)
+
+
+def test_r3gan_latent_outweighs_the_label_in_what_a_generator_begins_with() -> None:
+    torch.manual_seed(0)
+    generator = R3GAN(latent_dim=64, conditional=True).build((1, 8, 8), 10)["generator"]
+    lengths = generator.embedding.weight.norm(dim=1)  # type: ignore[union-attr,operator]
+    torch.testing.assert_close(lengths.mean(), torch.tensor(1.0), atol=0.1, rtol=0)

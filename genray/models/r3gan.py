@@ -82,6 +82,9 @@ class Generator(nn.Module):
         self.num_labels = num_labels
         widths = _widths(knobs, image_shape)[::-1]
         self.embedding = _embedding(num_labels, knobs.latent_dim)
+        if self.embedding is not None:
+            # as long as a one-hot label: as long as z it would drown it, and the images of a class be nearly one
+            nn.init.normal_(self.embedding.weight, 0.0, knobs.latent_dim**-0.5)
         self.project = nn.Linear(knobs.latent_dim * (2 if num_labels else 1), widths[0], bias=False)
         nn.init.normal_(self.project.weight, 0.0, self.project.in_features**-0.5)
         self.basis = nn.Parameter(torch.randn(widths[0], *_base(image_shape)))
