@@ -18,8 +18,8 @@ from torch import Tensor
 from genray import snapshot
 from genray.data.images import ImageSet
 from genray.errors import ConfigError
+from genray.evaluation.likelihood import has_likelihood
 from genray.models.vae import VAE
-from genray.objectives.elbo import ELBO
 from genray.sampling import latents, to_float
 from genray.snapshot import Snapshot
 from genray.streams import derive_seed
@@ -82,7 +82,7 @@ def latents_of(made: Snapshot, images: ImageSet, seed: int, batch_size: int = 25
     module: Any = made.module.eval()
     places = torch.arange(0, len(images.images), math.ceil(len(images.images) / MAX_POINTS))
     noise = latents(len(places), int(module.latent_dim), derive_seed(seed, "fit/posterior"))
-    if not isinstance(made.config.objective, ELBO):
+    if not has_likelihood(made):
         noise = torch.zeros_like(noise)
     found = []
     for start in range(0, len(places), batch_size):

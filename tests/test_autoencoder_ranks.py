@@ -11,10 +11,11 @@ from torch import Tensor
 from genray import distributed
 from genray.models.hierarchical_vae import HierarchicalVAE
 from genray.models.tokenizer import AdversarialTokenizer, Tokenizer
-from genray.models.vae import MLPVAE
+from genray.models.vae import MLPVAE, AdversarialVAE
 from genray.objectives import Batch, Networks
 from genray.objectives.adversarial_tokenizer import AdversarialTokenization
 from genray.objectives.elbo import ELBO
+from genray.objectives.latent_adversarial import LatentAdversarial
 from genray.objectives.rae import RAE
 from genray.objectives.tokenizer import Tokenization
 from genray.streams import Draws
@@ -35,6 +36,8 @@ CASES: dict[str, tuple[Any, Any]] = {
     "flows": (replace(MLP, num_flows=2), ELBO()),
     "pseudo-inputs": (replace(MLP, num_pseudo_inputs=4), ELBO()),
     "hierarchy": (HierarchicalVAE(width=4, latent_channels=2, blocks_per_level=1), ELBO(bound="iwae", num_samples=2)),
+    "factor": (AdversarialVAE(latent_dim=3, hidden=16), LatentAdversarial()),
+    "adversarial latents": (AdversarialVAE(latent_dim=3, hidden=16), LatentAdversarial(form="adversarial", beta=0.0)),
     "rae": (MLP, RAE(decoder_l2=0.1, gradient_penalty=0.1)),
     "vq": (VQ, Tokenization()),
     "fsq": (FSQ, Tokenization()),

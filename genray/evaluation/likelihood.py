@@ -141,7 +141,7 @@ def bits_per_dim(nats: float, num_dims: int, likelihood: str) -> float:
 
 def has_likelihood(model: Snapshot) -> bool:
     """Whether the objective of the snapshot is a bound of the likelihood."""
-    return isinstance(model.config.objective, ELBO)
+    return isinstance(getattr(model.config.objective, "elbo", model.config.objective), ELBO)
 
 
 def objective_of(vae: Snapshot) -> ELBO:
@@ -150,7 +150,7 @@ def objective_of(vae: Snapshot) -> ELBO:
     Raises:
         ConfigError: the snapshot was trained otherwise.
     """
-    objective = vae.config.objective
+    objective = getattr(vae.config.objective, "elbo", vae.config.objective)
     if not isinstance(objective, ELBO):
         raise ConfigError(
             f"snapshot of {vae.task!r} is a {vae.product}, which was not trained on a bound of the likelihood; "

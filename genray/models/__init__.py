@@ -17,7 +17,7 @@ from genray.models.sngan import SNGAN
 from genray.models.stylegan2 import StyleGAN2
 from genray.models.tokenizer import AdversarialTokenizer, Tokenizer
 from genray.models.torchvision_resnet import TorchvisionResNet
-from genray.models.vae import MLPVAE, ConvVAE
+from genray.models.vae import MLPVAE, AdversarialVAE, ConvVAE
 
 
 class Model(Protocol):
@@ -44,6 +44,7 @@ MODELS: dict[str, type[Model]] = {
     "stylegan2": StyleGAN2,
     "conv-vae": ConvVAE,
     "mlp-vae": MLPVAE,
+    "adversarial-vae": AdversarialVAE,
     "hierarchical-vae": HierarchicalVAE,
     "tokenizer": Tokenizer,
     "adversarial-tokenizer": AdversarialTokenizer,

@@ -156,6 +156,33 @@ class MLPVAE(Latents):
         return {"vae": VAE(encoder, decoder, self, image_shape, num_classes)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdversarialVAE(MLPVAE):
+    """The same beside a discriminator of latents."""
+
+    modules: ClassVar[tuple[str, ...]] = ("vae", "discriminator")
+
+    def build(self, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, nn.Module]:
+        """A fresh `vae` for images of (C, H, W), and a `discriminator` with its hidden layers twice."""
+        sizes = [self.latent_dim, *[self.hidden] * (2 * self.num_layers), 1]
+        judge = LatentDiscriminator(nn.Sequential(*_dense(sizes)), self.latent_dim)
+        return super().build(image_shape, num_classes) | {"discriminator": judge}
+
+
+class LatentDiscriminator(nn.Module):
+    """One logit a latent."""
+
+    def __init__(self, layers: nn.Module, latent_dim: int) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.layers = layers
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Logits (B,) of latents (B, latent_dim); labels are not used."""
+        logits: Tensor = self.layers(z).squeeze(1)
+        return logits
+
+
 class VAE(nn.Module):
     """An encoder of images, latents drawn from their posterior, and a decoder of them to (B, P, H, W).
 

@@ -5,6 +5,7 @@ from genray.objectives.base import Batch, Networks, Objective, Phase, Stateful
 from genray.objectives.classification import Classification
 from genray.objectives.elbo import ELBO
 from genray.objectives.gan import GAN
+from genray.objectives.latent_adversarial import LatentAdversarial
 from genray.objectives.rae import RAE
 from genray.objectives.tokenizer import Tokenization
 
@@ -12,6 +13,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "gan": GAN,
     "elbo": ELBO,
     "classification": Classification,
+    "latent-adversarial": LatentAdversarial,
     "rae": RAE,
     "tokenization": Tokenization,
     "adversarial-tokenization": AdversarialTokenization,

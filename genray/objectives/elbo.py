@@ -152,7 +152,7 @@ class ELBO:
         noise = batch.draws.normal("posterior", *(() if num == 1 else (num,)), bare.latent_dim)
         found = networks.wrapped["vae"](inputs, noise, batch.labels if bare.num_labels else None)
         if self.bound == "elbo":
-            loss, metrics = self._elbo_loss(found, observations, batch, bare.closed_kl)
+            loss, metrics = self.bound_loss(found, observations, batch, bare.closed_kl)
         else:
             loss, metrics = self._importance_loss(found, observations, batch)
         metrics["vae/loss"] = loss
@@ -161,9 +161,10 @@ class ELBO:
             metrics["vae/beta"] = torch.full_like(loss, self.beta_at(batch.samples_seen))
         return loss, {name: value.detach() for name, value in metrics.items()}
 
-    def _elbo_loss(
+    def bound_loss(
         self, found: Any, observations: Tensor, batch: Batch, closed_kl: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Negative bound of one draw with its weighted charges, and its metrics, of what a VAE gave."""
         mu, logvar = found.mu.float(), found.logvar.float()
         recon_loss = self.nll(found.parameters.float(), observations).mean()
         per_dimension = gaussian_kl(mu, logvar)
