@@ -8,9 +8,12 @@ READY := $(VENV)/.ready-$(shell cat requirements.txt pyproject.toml | cksum | cu
 demo: $(READY)
 	$(VENV)/bin/python jobs/demo.py
 
-# two processes: one has every test that starts a Ray, the other the rest
+# the tests that start a Ray, and beside them the others, whose output comes last
 test: $(READY)
-	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	@others=$$(mktemp); $(VENV)/bin/python -m pytest -m "not ray" > $$others 2>&1 & pid=$$!; \
+	trap 'kill $$pid; rm -f $$others; exit 130' INT TERM; \
+	$(VENV)/bin/python -m pytest -m ray; ray=$$?; \
+	wait $$pid; rest=$$?; cat $$others; rm -f $$others; exit $$((ray | rest))
 
 check: $(READY)
 	$(VENV)/bin/ruff format --check .

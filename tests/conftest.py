@@ -28,14 +28,6 @@ def data_root() -> Path:
     return SHARED_DATA
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several test processes one has all tests that start a Ray, from the first on; each other file stays whole."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 def tiny_config(**sections: object) -> Config:
     """A GAN on 8 x 8 digits, width 8, without batch statistics: a step takes milliseconds."""
     defaults: dict[str, object] = {
