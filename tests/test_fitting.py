@@ -110,3 +110,15 @@ def test_fitted_rae_is_scored_by_features_and_has_no_likelihood(rae: Path, image
     with pytest.raises(ConfigError, match="was not trained on a bound of the likelihood"):
         settings = Eval(metrics=("nll",), num_samples=100, num_seeds=1)
         score_snapshot(tmp_path / "fitted", data=DIGITS, settings=settings, extractor=extractor)
+
+
+@pytest.mark.mlflow
+def test_fitted_model_is_served_as_it_samples(rae: Path, images: ImageSet, tmp_path: Path) -> None:
+    pyfunc = pytest.importorskip("mlflow.pyfunc", reason="needs genray[mlflow]")
+    from genray.mlflow_model import package
+
+    fit_mixture(rae, tmp_path / "fitted", images, num_components=3)
+    package(tmp_path / "fitted", tmp_path / "model")
+    served = pyfunc.load_model(str(tmp_path / "model")).predict([{"n": 6, "seed": 3}])
+    expected = sample(snapshot.load(tmp_path / "fitted"), 6, seed=3).permute(0, 2, 3, 1)
+    assert abs(served.astype(int) - expected.numpy().astype(int)).max() <= 1
