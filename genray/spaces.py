@@ -20,6 +20,17 @@ _VAE: Space = {
     "model.latent_dim": Domain("choice", (8, 16, 32, 64)),
     "train.global_batch_size": Domain("choice", (32, 64, 128)),
 }
+_RAE: Space = {
+    "optim.lr": Domain("log", (1e-4, 1e-2)),
+    "objective.beta": Domain("log", (0.01, 10.0)),
+    "objective.decoder_l2": Domain("log", (1e-4, 1.0)),
+    "model.latent_dim": Domain("choice", (8, 16, 32, 64)),
+}
+_HIERARCHICAL: Space = {
+    "optim.lr": Domain("log", (1e-4, 3e-3)),
+    "model.latent_channels": Domain("choice", (4, 8, 16)),
+    "model.blocks_per_level": Domain("choice", (1, 2, 4)),
+}
 _VQ: Space = {
     "optim.lr": Domain("log", (1e-4, 3e-3)),
     "objective.sigma": Domain("log", (0.03, 0.3)),
@@ -52,6 +63,9 @@ SPACES: dict[str, Space] = {
     "mnist-stylegan2": _PENALISED,
     "mnist-vae": _VAE,
     "mnist-mlp-vae": _VAE,
+    "mnist-rae": _RAE,
+    "digits-hierarchical-vae": _HIERARCHICAL,
+    "cifar10-hierarchical-vae": _HIERARCHICAL,
     "digits-tokenizer": _VQ,
     "mnist-tokenizer": _VQ,
     "cifar10-tokenizer": _FSQ,

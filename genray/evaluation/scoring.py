@@ -78,8 +78,8 @@ def score_snapshot(
             found |= _model_scores(of_samples, model, against)
         if "reconstruction_fid" in names:
             found["reconstruction_fid"] = reconstruction_score(model, against)
-    if model.product == "vae":
-        found |= likelihood_scores([name for name in names if name not in found], model, reals, settings)
+    if of_likelihood := [name for name in names if name in LIKELIHOOD]:
+        found |= likelihood_scores(of_likelihood, model, reals, settings)
     if "psnr" in names:
         found["psnr"] = psnr_score(model, reals, settings)
     return [found[name] for name in names]

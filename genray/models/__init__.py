@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import nn
 
 from genray.models.dcgan import DCGAN, DCGANClassifier
+from genray.models.hierarchical_vae import HierarchicalVAE
 from genray.models.r3gan import R3GAN
 from genray.models.resnet import ResNetClassifier
 from genray.models.sngan import SNGAN
@@ -43,6 +44,7 @@ MODELS: dict[str, type[Model]] = {
     "stylegan2": StyleGAN2,
     "conv-vae": ConvVAE,
     "mlp-vae": MLPVAE,
+    "hierarchical-vae": HierarchicalVAE,
     "tokenizer": Tokenizer,
     "adversarial-tokenizer": AdversarialTokenizer,
     "dcgan-classifier": DCGANClassifier,

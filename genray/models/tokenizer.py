@@ -5,6 +5,7 @@ van den Oord et al. 2017, arXiv:1711.00937 (vector quantisation); Mentzer et al.
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -121,14 +122,25 @@ class AdversarialTokenizer(Tokenizer):
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, nn.Module]:
         """A fresh `tokenizer` and `discriminator` for images of (C, H, W)."""
-        layers: list[nn.Module] = []
-        before = image_shape[0]
-        for level in range(self.discriminator_halvings):
-            after = self.discriminator_width * 2**level
-            layers += [nn.Conv2d(before, after, 4, 2, 1), nn.LeakyReLU(0.2)]
-            before = after
-        patches = nn.Sequential(*layers, nn.Conv2d(before, 1, 3, 1, 1))
+        patches = PatchDiscriminator(image_shape[0], self.discriminator_width, self.discriminator_halvings)
         return super().build(image_shape, num_classes) | {"discriminator": patches}
+
+
+class PatchDiscriminator(nn.Module):
+    """Strided convolutions to one logit a patch."""
+
+    def __init__(self, channels: int, width: int, num_halvings: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for level in range(num_halvings):
+            layers += [nn.Conv2d(channels, width * 2**level, 4, 2, 1), nn.LeakyReLU(0.2)]
+            channels = width * 2**level
+        self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 1, 3, 1, 1))
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Logits (B, 1, h, w) of the patches of images (B, C, H, W) in [-1, 1]; labels are not used."""
+        logits: Tensor = self.layers(images)
+        return logits
 
 
 class VQ(nn.Module):
@@ -293,7 +305,8 @@ class TokenizerNetwork(nn.Module):
 def nearest(points: Tensor, centres: Tensor) -> Tensor:
     """Index of the centre nearest to each point: points (..., D), centres (K, D), (...), int64."""
     # the square of the point itself is the same for all centres; bf16 would not tell near centres apart
-    with torch.autocast(points.device.type, enabled=False):
+    kind = points.device.type
+    with torch.autocast(kind, enabled=False) if kind != "meta" else nullcontext():
         return (centres.square().sum(dim=1) - 2 * points.float() @ centres.T).argmin(dim=-1)
 
 

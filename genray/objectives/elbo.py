@@ -114,12 +114,12 @@ class ELBO:
         """Raises ValueError for a model of other modules, or one whose decoder says something else of the pixels."""
         require_modules("elbo", ("vae",), model)
         likelihoods.check_output(self.likelihood, model)
-        bent = [name for name in ("num_flows", "num_pseudo_inputs") if getattr(model, name, 0)]
+        bent = [name for name in ("num_flows", "num_pseudo_inputs", "blocks_per_level") if getattr(model, name, 0)]
         charged = [name for name in ("free_bits", "total_correlation", "mmd") if getattr(self, name) > 0]
         if bent and charged:
             raise ValueError(
                 f"objective.{charged[0]}={getattr(self, charged[0])!r} is for a normal prior and posterior, and "
-                f"model.{bent[0]}={getattr(model, bent[0])}; set one of the two to 0"
+                f"model.{bent[0]}={getattr(model, bent[0])} makes others; set objective.{charged[0]} to 0"
             )
 
     def beta_at(self, samples_seen: int) -> float:

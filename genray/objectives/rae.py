@@ -52,11 +52,11 @@ class RAE:
         """Raises ValueError for a model of other modules, or with a prior or posterior that is not trained here."""
         require_modules("rae", ("vae",), model)
         likelihoods.check_output(self.likelihood, model)
-        for name in ("num_flows", "num_pseudo_inputs"):
+        for name in ("num_flows", "num_pseudo_inputs", "blocks_per_level"):
             if getattr(model, name, 0):
                 raise ValueError(
                     f"model.{name}={getattr(model, name)} has no part in objective rae, whose latents are the "
-                    "encoder's means; set it to 0, or choose objective elbo"
+                    "encoder's means; choose model mlp-vae or conv-vae without it, or objective elbo"
                 )
 
     def prepare(self, networks: Networks, batch: Batch) -> None:
