@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from studies import extractor, race
-from turns import Others, Side, conditions, finish, parser, say
+from turns import Side, conditions, finish, parser, say
 
 from genray import ray_train
 from genray.config import Cluster, Data, Run
@@ -71,11 +71,10 @@ def main() -> None:
         found = {side.at_once: Side(f"{side.at_once} at once", lambda _: 0.0) for side in sides}
         for turn in range(-1, options.turns):
             for side in sides if turn % 2 else sides[::-1]:
-                meter = Others()
                 speed = side.images_per_second()
                 if turn >= 0:  # the first turn starts the processes
                     found[side.at_once].speeds.append(speed)
-                    say(f"{side.at_once} at once: {speed:.0f} images/s; others {meter.percent():.1f} %")
+                    say(f"{side.at_once} at once: {speed:.0f} images/s")
         ray_train.disconnect()
     packed, alone = found[options.at_once].speed, found[1].speed
     figures = {"ratio": round(packed / alone, 3), "packed": round(packed), "one_after_another": round(alone)}
