@@ -8,9 +8,7 @@ cannot wait for one another with half of their workers.
 import gc
 import json
 import random
-import shutil
 import socket
-from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -24,13 +22,9 @@ from ray import tune
 
 from genray.allocator import keep_freed_memory
 from genray.checkpoint import (
-    CHECKPOINTS,
     SCORES,
     SNAPSHOTS,
-    FolderStore,
-    read,
     step_name,
-    step_of,
     store_for,
 )
 from genray.config import Config, Data
@@ -51,7 +45,7 @@ from genray.trainer import Trainer
 COLLECTIVE_TIMEOUT = timedelta(seconds=600)
 WORST = 1e30
 """Stands for an objective that is not finite: schedulers and samplers compute with it."""
-DONOR, ADOPTED, ENDED = "donor.json", "adopted.json", "ended.json"
+ENDED = "ended.json"
 
 
 class Rank:
@@ -102,13 +96,12 @@ class Rank:
 class Trial(tune.Trainable):  # type: ignore[misc]
     """A trial as Tune knows it: each step trains to the next checkpoint and reports its score.
 
-    Its config has `study` (storage and name) and `trial` (number, phase, values; in a population the values
-    stand in the config itself, by the names of their fields).
+    Its config has `study` (storage and name) and `trial`: number, phase, values, and in a population the step
+    `until` which it trains.
     """
 
     folder: RunFolder
     made: Config
-    exploited: dict[str, Any]
 
     def setup(self, config: dict[str, Any]) -> None:
         """Begins the first trial of this process."""
@@ -137,7 +130,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
                 return self._said(self.ended["step"], self.ended["objective"], {}, done=True)
             if self.refused is not None:
                 raise self.refused
-            if self.rank.trainer is None:  # not before a donor's checkpoint has replaced the trial's own
+            if self.rank.trainer is None:
                 self._assemble()
             self._train()
             return self._score()
@@ -145,33 +138,11 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             return self._said(0, [WORST] * len(self.metrics), {}, done=True) | {"failed": str(error)}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """The newest checkpoint, whole: what a member of a population takes over."""
-        step = 0
-        if self.rank.trainer is not None and self._trainer.step:  # one that had ended before is not opened again
-            step = self._trainer.step
-            shutil.copytree(
-                self.folder.pull(f"{CHECKPOINTS}/{step_name(step)}"),
-                Path(checkpoint_dir) / CHECKPOINTS,
-                dirs_exist_ok=True,
-            )
-        (Path(checkpoint_dir) / DONOR).write_text(json.dumps({"number": self.number, "step": step}))
+        """For Tune, which pauses trials of hyperband: nothing, since the trial has its own checkpoints."""
+        (Path(checkpoint_dir) / "trial.json").write_text(json.dumps({"number": self.number}))
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Goes on from the donor's checkpoint; from its own where that is no other trial's."""
-        directory = Path(checkpoint)
-        donor = json.loads((directory / DONOR).read_text())
-        note = self.folder.pull(ADOPTED)
-        if (
-            donor["number"] == self.number
-            or not donor["step"]
-            or (note.is_file() and json.loads(note.read_text()) == donor)
-        ):
-            return
-        self.rank.close()
-        adopt(directory / CHECKPOINTS, self.folder, self.made)
-        note.write_text(json.dumps(donor))
-        self.folder.push(ADOPTED)
-        self.exploited = donor
+        """Nothing: the trial finds its own checkpoint."""
 
     @property
     def _trainer(self) -> Trainer:
@@ -181,12 +152,9 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def _begin(self, config: dict[str, Any]) -> None:
         task = config["trial"]
         self.study = Study.open(**config["study"])
-        # what a member of a population takes over is the whole config of its donor: its number is in its own name
-        self.number = int(self.trial_id.rpartition("_")[2]) if "number" not in task else task["number"]
-        self.phase = task["phase"]
+        self.number, self.phase, self.values = task["number"], task["phase"], task["values"]
+        self.until: int | None = task.get("until")
         self.metrics = metric_names(self.study.settings)
-        self.values = task.get("values") or {k: v for k, v in config.items() if k in self.study.settings.space}
-        self.exploited = {}
         self.num_reports = 0
         self.folder = self.study.trial_folder(self.number)
         path = self.folder.pull(ENDED)
@@ -258,7 +226,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         constraint = self.study.settings.search.constraint if self.phase == "race" else ""
         found = objectives(scores, self.metrics, constraint)
         stopped = {"stopped": trainer.monitor.stopped} if trainer.monitor.stopped else {}
-        return self._said(trainer.step, found, logged(scores), done=trainer.finished) | stopped
+        done = trainer.finished or (self.until is not None and trainer.step >= self.until)
+        return self._said(trainer.step, found, logged(scores), done=done) | stopped
 
     def _log(self, step: int, scores: list[Score]) -> None:
         tracker = JsonlTracker(self.folder.local / "journal", "eval")
@@ -269,25 +238,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def _said(self, step: int, found: list[float], metrics: dict[str, float], *, done: bool) -> dict[str, Any]:
         self.num_reports += 1
         numbers = {"objective" if not i else f"objective_{i}": min(v, WORST) for i, v in enumerate(found)}
-        exploited, self.exploited = self.exploited, {}
-        said = {"step": step, "reports": self.num_reports, "scores": metrics, "values": self.values, "done": done}
-        return numbers | said | ({"donor": exploited} if exploited else {})
-
-
-def adopt(donor: Path, folder: RunFolder, config: Config) -> None:
-    """Makes the checkpoint at `donor` the only one of the run of `config` in `folder`: weights, averages, moments, all.
-
-    Raises:
-        CheckpointError: it is torn or damaged.
-    """
-    found = read(donor)
-    for kind in (CHECKPOINTS, SNAPSHOTS):
-        for name in folder.names(kind):
-            folder.remove(f"{kind}/{name}")
-    for name in folder.names(SCORES):
-        if step_of(Path(name).stem) >= found.step:
-            folder.remove(f"{SCORES}/{name}")
-    FolderStore(folder).save(replace(found, state=found.state | {"config": config.to_dict()}))
+        return numbers | {"step": step, "reports": self.num_reports, "scores": metrics, "done": done}
 
 
 @lru_cache(maxsize=2)

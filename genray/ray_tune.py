@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,16 +16,17 @@ from ray.tune.schedulers import (
     FIFOScheduler,
     HyperBandScheduler,
     MedianStoppingRule,
-    PopulationBasedTraining,
     TrialScheduler,
 )
 from ray.tune.search import Searcher
 
 from genray.config import Config
-from genray.errors import ClusterError, ConfigError
+from genray.errors import ClusterError
+from genray.population import boundaries
+from genray.ray_population import Generations
 from genray.ray_trial import ENDED, WORST, Trial
 from genray.search import Search, racing_config
-from genray.space import Domain, Space, Values
+from genray.space import Space, Values
 from genray.study import Phase, Settings, Study, metric_names, trial_name
 
 MAX_CONCURRENT = 1000
@@ -78,7 +80,7 @@ def run_trials(study: Study, tasks: Sequence[Mapping[str, Any]], phase: Phase, c
 
     Args:
         study: what they belong to.
-        tasks: `number`, `phase` and `values` of each; of the race of a sampler they are only counted.
+        tasks: `number`, `phase` and `values` of each; in the race of a sampler or a population they are only counted.
         phase: race or confirm.
         concurrent: most trials at once.
     """
@@ -86,13 +88,16 @@ def run_trials(study: Study, tasks: Sequence[Mapping[str, Any]], phase: Phase, c
     name = f".tune-{phase}"
     where = f"{storage}/{settings.search.name}"
     path = f"{where}/{name}"
+    racing = phase == "race"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the record is the study's
     os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the result files that it was told not to write
     needs = tune.PlacementGroupFactory(bundles(settings.config, settings.search))
     trainable = tune.with_resources(Trial, needs)
-    if tune.Tuner.can_restore(path):
+    if racing and settings.search.populates:
+        study.folder.remove(name)  # members go on from their folders
+    elif tune.Tuner.can_restore(path):
         try:
             tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=False).fit()
             return
@@ -100,32 +105,32 @@ def run_trials(study: Study, tasks: Sequence[Mapping[str, Any]], phase: Phase, c
             logger.warning("Tune's own record cannot be used (%s): trials go on from their folders", error)
             study.folder.remove(name)
     known = {"storage": storage, "name": settings.search.name}
-    racing = phase == "race"
-    populates, sampled = racing and settings.search.populates, racing and settings.search.algorithm in ("tpe", "nsga2")
-    space: dict[str, Any] = {"study": known}
-    if populates:
-        space |= _population(settings, [task["values"] for task in tasks])
-    elif not sampled:
-        space["trial"] = tune.grid_search([dict(task) for task in tasks])
+    searcher: Searcher | None = None
+    num_samples = len(tasks)
+    if racing and settings.search.populates:
+        searcher = Generations(known)
+        num_samples *= len(boundaries(settings.config, settings.search))
+    elif racing and settings.search.algorithm in ("tpe", "nsga2"):
+        searcher = Numbered(settings, known)
+    space = {"study": known, "trial": tune.grid_search([dict(task) for task in tasks])}
     tune.Tuner(
         trainable,
-        param_space={} if sampled else space,
+        param_space=space if searcher is None else {},
         tune_config=tune.TuneConfig(
             # several metrics go to the sampler alone
-            metric=None if sampled else "objective",
-            mode=None if sampled else "min",
-            num_samples=len(tasks) if sampled else 1,
-            # members of a population take turns: each is alive until the last, and waits for a place when paused
-            max_concurrent_trials=None if populates else concurrent,
+            metric="objective" if searcher is None else None,
+            mode="min" if searcher is None else None,
+            num_samples=num_samples if searcher else 1,
+            max_concurrent_trials=concurrent,
             scheduler=scheduler(settings) if racing else FIFOScheduler(),
-            search_alg=Numbered(settings, known) if sampled else None,
+            search_alg=searcher,
             reuse_actors=True,
             trial_dirname_creator=_folder_of,
         ),
         run_config=tune.RunConfig(
             name=name,
             storage_path=where,
-            callbacks=[Notes(known, phase, {task["number"]: dict(task) for task in tasks})],
+            callbacks=[Notes(known, phase)],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a trial's own checkpoints are enough
             failure_config=tune.FailureConfig(max_failures=settings.search.max_failures),
             verbose=0,
@@ -155,21 +160,6 @@ def scheduler(settings: Settings) -> TrialScheduler:
             return HyperBandScheduler(
                 time_attr="reports", max_t=max(2, reports), reduction_factor=search.reduction_factor, **judge
             )
-        case "pbt":
-            mutations = {name: _tune_domain(domain) for name, domain in settings.space.items()}
-            return PopulationBasedTraining(
-                time_attr="step", perturbation_interval=grace, hyperparam_mutations=mutations, synch=True, **judge
-            )
-        case "pb2":
-            from ray.tune.schedulers.pb2 import PB2
-
-            ranges = {name: list(domain.values) for name, domain in settings.space.items() if domain.kind != "choice"}
-            if len(ranges) < len(settings.space):
-                raise ConfigError(
-                    "search.scheduler=pb2 explores ranges only; take the choices out of the space with "
-                    "--search.space FIELD=fixed, or use pbt"
-                )
-            return PB2(time_attr="step", perturbation_interval=grace, hyperparam_bounds=ranges, synch=True, **judge)
         case _:
             return FIFOScheduler()
 
@@ -238,8 +228,8 @@ class Numbered(Searcher):  # type: ignore[misc]
 class Notes(tune.Callback):  # type: ignore[misc]
     """Writes down in the study's journal what becomes of its trials."""
 
-    def __init__(self, study: Mapping[str, str], phase: Phase, tasks: Mapping[int, Mapping[str, Any]]) -> None:
-        self.known, self.phase, self.tasks = dict(study), phase, dict(tasks)
+    def __init__(self, study: Mapping[str, str], phase: Phase) -> None:
+        self.known, self.phase = dict(study), phase
         self.study: Study | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -247,11 +237,9 @@ class Notes(tune.Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial begins, or goes on."""
-        number = number_of(trial)
-        task = self.tasks.get(number, {})
-        values = trial.config["trial"].get("values") or task.get("values") or {}
+        task = trial.config["trial"]
         of = {"of": task["of"]} if "of" in task else {}
-        self._record.note(number, "started", phase=self.phase, values=values, **of)
+        self._record.note(task["number"], "started", phase=self.phase, values=task["values"], **of)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -261,8 +249,6 @@ class Notes(tune.Callback):  # type: ignore[misc]
             return
         number, step = number_of(trial), result["step"]
         objective = [result[key] for key in sorted(result) if key == "objective" or key.startswith("objective_")]
-        if donor := result.get("donor"):
-            self._record.note(number, f"exploit/{donor['step']}", donor=donor["number"], values=result["values"])
         self._record.note(number, f"report/{step}", objective=objective, metrics=result["scores"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -274,7 +260,7 @@ class Notes(tune.Callback):  # type: ignore[misc]
             self._end(trial, "stopped", result["stopped"])
         elif result.get("done") is True and result.get("step", 0) >= self._num_steps:
             self._end(trial, "finished", "")
-        else:
+        elif result.get("step", 0) < trial.config["trial"].get("until", math.inf):  # else a member, at the boundary
             self._end(trial, "pruned", f"by {self._record.settings.search.scheduler} at step {result.get('step', 0)}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -308,41 +294,12 @@ class Notes(tune.Callback):  # type: ignore[misc]
 
 
 def number_of(trial: Any) -> int:
-    """The number of one of Tune's trials; a member of a population has it in its name."""
-    task = trial.config["trial"]
-    return int(task["number"]) if "number" in task else int(trial.trial_id.rpartition("_")[2])
+    """The study's number of one of Tune's trials."""
+    return int(trial.config["trial"]["number"])
 
 
 def _folder_of(trial: Any) -> str:
     return str(trial.trial_id)
-
-
-def _population(settings: Settings, values: Sequence[Values]) -> dict[str, Any]:
-    """A config whose fields a population scheduler can see; members are numbered by Tune, from 0."""
-    if any(domain.when for domain in settings.space.values()):
-        raise ConfigError(
-            f"search.scheduler={settings.search.scheduler!r} needs a space without conditions; replace the "
-            "conditional fields with --search.space FIELD=fixed"
-        )
-
-    def value_of(name: str, spec: Any) -> Any:
-        return values[spec.config["member"]][name]
-
-    fields = {name: tune.sample_from(partial(value_of, name)) for name in settings.space}
-    return {"trial": {"phase": "race"}, "member": tune.grid_search(list(range(len(values)))), **fields}
-
-
-def _tune_domain(domain: Domain) -> Any:
-    low, high = domain.values[0], domain.values[-1]
-    match domain.kind:
-        case "log":
-            return tune.loguniform(low, high)
-        case "uniform":
-            return tune.uniform(low, high)
-        case "int":
-            return tune.randint(low, high + 1)
-        case _:
-            return list(domain.values)
 
 
 def _suggest(space: Space, trial: Any) -> None:

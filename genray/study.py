@@ -88,6 +88,15 @@ class Settings:
     search: Search
     space: Space
 
+    def __post_init__(self) -> None:
+        if self.search.scheduler == "pb2":
+            for name, domain in self.space.items():
+                if domain.kind == "choice" or domain.when:
+                    raise ConfigError(
+                        f"search.scheduler='pb2' explores ranges without conditions, and {name} is '{domain}'; take it "
+                        f"out of the space with --search.space {name}=fixed, or use pbt"
+                    )
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values that `from_dict` takes."""
         return {

@@ -19,16 +19,17 @@ from image_folders import make_folder, paint
 from ray.cluster_utils import Cluster as Raylets
 
 from genray import ray_study, ray_train, ray_tune
-from genray.checkpoint import SCORES, SNAPSHOTS, latest, step_name
+from genray.checkpoint import CHECKPOINTS, SCORES, SNAPSHOTS, latest, step_name
 from genray.config import Cluster, Config, Data, Eval, Optim, Run, Tracking, Train
 from genray.data.images import load_images
 from genray.distributed import current
-from genray.errors import ClusterError, ConfigError, RegistryError, ResumeError
+from genray.errors import ClusterError, RegistryError, ResumeError
 from genray.evaluation.scoring import read_scores, score_snapshot
 from genray.models.dcgan import DCGAN
 from genray.models.vae import MLPVAE
 from genray.objectives.elbo import ELBO
 from genray.objectives.gan import GAN
+from genray.population import adopt
 from genray.ray_trial import Trial
 from genray.search import Search
 from genray.space import Domain
@@ -94,22 +95,26 @@ def state(of: Trial) -> dict[str, torch.Tensor]:
     return {name: t for name, t in made.tensors.items() if name.startswith(("modules/", "ema/", "optim/"))}
 
 
-def test_an_exploited_trial_has_the_weights_of_its_donor_to_the_bit(tmp_path: Path) -> None:
+def test_a_member_goes_on_from_the_weights_of_its_donor_to_the_bit(tmp_path: Path) -> None:
     study = Study.claim(settings(tmp_path))
     donor, member = trial(study, 0, {"optim.lr": 1e-2}), trial(study, 1, {"optim.lr": 1e-4})
     donor.step()
     donor.step()
     member.step()
-    donor.save_checkpoint(str(tmp_path / "copy"))
-    member.reset_config({**member.config, "trial": {"number": 1, "phase": "race", "values": {"optim.lr": 3e-3}}})
-    member.load_checkpoint(str(tmp_path / "copy"))
+    values = {"optim.lr": 3e-3}
+    adopt(
+        study.trial_folder(0).pull(f"{CHECKPOINTS}/{step_name(40)}"),
+        study.trial_folder(1),
+        study.settings.trial_config(1, values, "race"),
+    )
+    member.reset_config({**member.config, "trial": {"number": 1, "phase": "race", "values": values, "until": 60}})
     member._assemble()
     wanted, found = state(donor), state(member)
     assert wanted.keys() == found.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert member._trainer.step == 40
     said = member.step()
-    assert (said["step"], said["donor"]) == (60, {"number": 0, "step": 40})
+    assert (said["step"], said["done"]) == (60, True)
     assert member._trainer.phases[0].optimizer.param_groups[0]["lr"] == 3e-3
     assert latest(study.trial_folder(1)).state["config"]["optim"]["lr"] == 3e-3  # type: ignore[union-attr]
 
@@ -190,14 +195,15 @@ def test_every_algorithm_ends_with_all_of_its_trials(one_node: None, tmp_path: P
 
 @pytest.mark.parametrize("scheduler", ["pbt", pytest.param("pb2", marks=LONG)])
 def test_the_worst_of_a_population_take_over_the_best(one_node: None, tmp_path: Path, scheduler: str) -> None:
-    study = raced(settings(tmp_path, num_steps=80, scheduler=scheduler))
+    study = raced(settings(tmp_path, scheduler=scheduler))
     trials = study.trials()
-    assert all(t.status == "finished" and t.step == 80 for t in trials.values())
+    assert all(t.status == "finished" and t.step == 60 for t in trials.values())
     lineage = [(n, step, donor) for n, t in trials.items() for step, donor in t.lineage]
-    assert len(lineage) >= 2
+    assert [step for _, step, _ in sorted(lineage, key=lambda pair: pair[1])] == [20, 40]
     for number, step, donor in lineage:
         at = {n: next(r.objective for r in t.reports if r.step == step) for n, t in trials.items()}
-        assert at[donor] < at[number]
+        assert (at[donor], at[number]) == (min(at.values()), max(at.values()))
+        assert all(LR[name].has(value) for name, value in trials[number].values.items())
 
 
 @pytest.mark.timeout(900)
@@ -326,13 +332,6 @@ def check_tracked(storage: Path, num_trials: int) -> None:
     assert parents[0].data.metrics["study/trials"] == num_trials
     drawn = {Path(file.path).name for file in client.list_artifacts(parents[0].info.run_id, "study")}
     assert {"index.html", "history.png", "importance.png"} <= drawn
-
-
-def test_a_population_with_conditions_is_refused(one_node: None, tmp_path: Path) -> None:
-    made = settings(tmp_path, scheduler="pbt")
-    when = {**LR, "objective.kl_warmup_samples": Domain("int", (1, 9), when=("objective.beta", 1.0))}
-    with pytest.raises(ConfigError, match="needs a space without conditions"):
-        raced(replace(made, space=when))
 
 
 def test_the_plan_starts_nothing(tmp_path: Path) -> None:
