@@ -103,12 +103,12 @@ def test_a_driver_that_dies_between_two_takeovers_decides_nothing_again(tmp_path
 def test_a_driver_that_dies_within_a_generation_takes_nothing_from_a_member_twice(tmp_path: Path, digits: ImageSet):
     study = population(tmp_path, digits)
     task = next_generation(study, perturbed)[2]
-    further = study.settings.trial_config(2, task["values"], "race")
-    train(replace(further, train=replace(further.train, num_steps=4)), digits, study.trial_folder(2), current(False))
+    own = study.settings.trial_config(2, task["values"], "race")
+    train(own, digits, study.trial_folder(2), current(False))
     study.note(2, "report/4", objective=[0.5], metrics={})
     assert next_generation(study, perturbed)[2] == task
     member = latest(study.trial_folder(2))
-    assert member is not None and member.step == 4
+    assert member is not None and member.step == own.train.num_steps
 
 
 def test_members_that_ended_are_out_of_it(tmp_path: Path, digits: ImageSet):
