@@ -18,7 +18,7 @@ from genray.errors import CheckpointError, ProtocolError
 from genray.evaluation.features import Extractor
 from genray.evaluation.protocol import Score
 from genray.evaluation.scoring import load_extractor, read_scores
-from genray.manifest import seal, verify
+from genray.manifest import seal, sweep, verify
 from genray.snapshot import Snapshot
 from genray.storage import RunFolder
 
@@ -120,8 +120,10 @@ class FolderStore:
         self.folder.push("journal")
 
     def prune(self, keep: int, best_step: int | None) -> None:
-        """Deletes all checkpoints and snapshots but the last `keep` and the one of `best_step`."""
+        """Deletes all checkpoints and snapshots but the last `keep` and the one of `best_step`, and halves of them."""
         for kind in (CHECKPOINTS, SNAPSHOTS):
+            if self.folder.remote is None:  # into a scratch folder others may be copying one just now
+                sweep(self.folder.local / kind)
             for name in self.folder.names(kind)[:-keep]:
                 if step_of(name) != best_step:
                     self.folder.remove(f"{kind}/{name}")
