@@ -58,10 +58,12 @@ class Turns:
         if kind == "asynchronous":
             scorer.start()
         elif kind == "blocking":
+            self.trainer.store.wait()
             scorer.finish()
         for _ in range(num_steps - 1):
             self.trainer.update()
         took = time.perf_counter() - began
+        self.trainer.store.wait()
         name = step_name(self.trainer.step - num_steps + 1)
         if kind == "asynchronous":
             scorer.finish()

@@ -2,14 +2,15 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from genray import snapshot
 from genray.config import Config
@@ -56,11 +57,9 @@ def step_of(name: str) -> int:
 class Store(Protocol):
     """Where the trainer puts its state; ranks above 0 have one that does nothing."""
 
-    def save(self, checkpoint: Checkpoint) -> None: ...
+    def put(self, checkpoint: Checkpoint, images: ImageSet) -> None: ...
 
-    def save_snapshot(self, module: nn.Module, config: Config, step: int, images: ImageSet) -> None: ...
-
-    def prune(self, keep: int, best_step: int | None) -> None: ...
+    def wait(self) -> None: ...
 
     def scores(self) -> dict[int, list[Score]]: ...
 
@@ -70,13 +69,10 @@ class Store(Protocol):
 class NullStore:
     """What ranks above 0 write to."""
 
-    def save(self, checkpoint: Checkpoint) -> None:
+    def put(self, checkpoint: Checkpoint, images: ImageSet) -> None:
         pass
 
-    def save_snapshot(self, module: nn.Module, config: Config, step: int, images: ImageSet) -> None:
-        pass
-
-    def prune(self, keep: int, best_step: int | None) -> None:
+    def wait(self) -> None:
         pass
 
     def scores(self) -> dict[int, list[Score]]:
@@ -87,11 +83,42 @@ class NullStore:
 
 
 class FolderStore:
-    """Checkpoints and snapshots in the folder of a run."""
+    """Checkpoints and snapshots in the folder of a run.
+
+    A thread writes them, one step after another, while training goes on: a run that is killed meanwhile goes on
+    from the step before.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
         self._scores: dict[int, list[Score]] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def put(self, checkpoint: Checkpoint, images: ImageSet) -> None:
+        """Begins to write a checkpoint and the snapshot that goes with it; older ones go, but for the best.
+
+        Raises:
+            OSError: what was put before could not be written.
+        """
+        self.wait()
+        self._writing = self._thread.submit(self._write, checkpoint, images)
+
+    def wait(self) -> None:
+        """Returns when all that was put is written.
+
+        Raises:
+            OSError: it could not be.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, checkpoint: Checkpoint, images: ImageSet) -> None:
+        config = Config.from_dict(checkpoint.state["config"])
+        self.save_snapshot(checkpoint.under("ema/"), config, checkpoint.step, images)
+        self.save(checkpoint)
+        self.prune(config.train.keep, best_step(self.folder))
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Writes one checkpoint; whole, or not at all."""
@@ -104,12 +131,12 @@ class FolderStore:
         seal(self.folder.local / relative, write)
         self.folder.push(relative)
 
-    def save_snapshot(self, module: nn.Module, config: Config, step: int, images: ImageSet) -> None:
+    def save_snapshot(self, weights: Mapping[str, Tensor], config: Config, step: int, images: ImageSet) -> None:
         """Writes the snapshot of one step."""
         relative = f"{SNAPSHOTS}/{step_name(step)}"
         snapshot.save(
             self.folder.local / relative,
-            module,
+            weights,
             config,
             step=step,
             samples_seen=step * config.train.global_batch_size,

@@ -64,7 +64,7 @@ def fit_mixture(directory: Path, to: Path, images: ImageSet, *, num_components: 
     module.load_state_dict(own, strict=True)
     return snapshot.save(
         to,
-        module,
+        module.state_dict(),
         config,
         step=made.step,
         samples_seen=made.samples_seen,

@@ -2,12 +2,8 @@
 
 import json
 import logging
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -24,6 +20,7 @@ from genray.evaluation.protocol import Score
 from genray.health import late_finding
 from genray.mlflow_drain import Delivery, Drain
 from genray.paths import base_directory, is_path
+from genray.preemption import sigterm_asks, sigterm_raises
 from genray.ray_evaluate import Scorer
 from genray.start import START, start_from
 from genray.storage import RunFolder
@@ -51,10 +48,6 @@ class Report:
     def exit_code(self) -> int:
         """0: all steps are done; 3: a health rule stopped the run, and its best snapshot so far is registered."""
         return EXIT_STOPPED if self.outcome.stopped else 0
-
-
-class Stopped(KeyboardInterrupt):
-    """SIGTERM: the job is asked to end."""
 
 
 def plan(config: Config) -> dict[str, Any]:
@@ -241,9 +234,9 @@ def _train_and_score(config: Config, can_score: bool) -> tuple[Outcome, Best | N
         outcome = ray_train.fit(config, storage)
     else:
         world = distributed.current(config.cluster.use_gpu)
-        outcome = train(
-            config, training_images(config.data, config.mix), RunFolder.open(storage, config.run.name), world
-        )
+        folder, images = RunFolder.open(storage, config.run.name), training_images(config.data, config.mix)
+        with sigterm_asks() as asked:
+            outcome = train(config, images, folder, world, asked)
     best = scorer.finish() if can_score else None
     if not outcome.stopped and (late := late_finding(config.health, FolderStore(scorer.folder).scores())):
         logger.warning("the run was not stopped only because its scores came after its last step: %s", late)
@@ -282,20 +275,3 @@ def _print(config: Config, uri: str, report: Report) -> None:
         lines += [f"          {report.delivery.unsent} values are still unsent: the same command delivers them"]
     lines += [f"registry  {config.task} version {report.version}: {report.verdict}"]
     print("\n".join(lines), flush=True)  # noqa: T201
-
-
-@contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Within the block SIGTERM raises `Stopped`, so that the run is closed properly."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

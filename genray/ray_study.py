@@ -14,7 +14,8 @@ from genray.estimate import seconds_per_step
 from genray.evaluation import needs_extractor
 from genray.mlflow_study import StudyDrain
 from genray.paths import base_directory
-from genray.ray_job import DELIVERY_TIMEOUT_S, bring_extractor, end_tracking, sigterm_raises
+from genray.preemption import sigterm_raises
+from genray.ray_job import DELIVERY_TIMEOUT_S, bring_extractor, end_tracking
 from genray.search import pareto_front, racing_metrics
 from genray.space import check_space
 from genray.study import ENDED, Confirmed, Settings, Study, confirmed, hours, luck, ranking

@@ -7,6 +7,7 @@ group finds the newest whole checkpoint in the run's storage, so nothing hangs o
 import os
 import re
 import socket
+import time
 import uuid
 from dataclasses import asdict
 from pathlib import Path
@@ -23,12 +24,14 @@ from genray.data.mix import training_images
 from genray.distributed import World
 from genray.errors import ClusterError, DivergenceError, GenrayError, ResumeError, StorageError
 from genray.paths import keep_private
+from genray.preemption import Request
 from genray.storage import RunFolder
 from genray.trainer import Outcome, train
 
 COLLECTIVE_TIMEOUT_S = 600
 CONNECT_TIMEOUT_S = 5
 POLL_INTERVAL_S = 0.5
+ASK_RAY_EVERY_S = 3.0
 SHARED = ".shared"
 LOOPBACK = "127.0.0.1"
 # Ray would print every line of a worker a second time
@@ -171,9 +174,23 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     here = distributed.current(use_gpu=False)
     world = World(here.rank, here.world_size, get_device())
     try:
-        return asdict(train(config, images, folder, world))
+        return asdict(train(config, images, folder, world, NodeWatch()))
     except tuple(FINAL.values()) as error:
         return {"error": type(error).__name__, "message": str(error)}
+
+
+class NodeWatch:
+    """Asks for a checkpoint when Ray says that a node of the run will be taken away; Ray starts the run again then."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def __call__(self) -> Request:
+        # ranks ask Ray together, through one of its actors: too dear for every log point
+        if not distributed.from_rank_zero(time.monotonic() - self.last >= ASK_RAY_EVERY_S):
+            return "go on"
+        self.last = time.monotonic()
+        return "go on" if ray.train.get_preemption_info() is None else "save"
 
 
 def check_shared(folder: RunFolder, storage: str, token: str) -> None:

@@ -216,6 +216,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def _score(self) -> dict[str, Any]:
         """Scores of the newest snapshot, taken once."""
         trainer = self._trainer
+        trainer.store.wait()
         name = step_name(trainer.step)
         if f"{name}.json" in self.folder.names(SCORES):
             scores = read_scores(self.folder.pull(f"{SCORES}/{name}.json"))

@@ -5,6 +5,7 @@ Nothing in it is code, and nothing is unpickled.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from genray import __version__
 from genray.config import Config
@@ -46,7 +47,7 @@ class Snapshot:
 
 def save(
     directory: Path,
-    module: nn.Module,
+    weights: Mapping[str, Tensor],
     config: Config,
     *,
     step: int,
@@ -54,7 +55,11 @@ def save(
     classes: tuple[str, ...],
     data_digest: str,
 ) -> str:
-    """Writes a snapshot of `module`, the product of a run with `config`, at `directory`; returns its digest."""
+    """Writes a snapshot at `directory`: `weights` are the state of the product of a run with `config`.
+
+    Returns:
+        Its digest.
+    """
     card = {
         "format": FORMAT,
         "genray": __version__,
@@ -67,10 +72,11 @@ def save(
         "data": {"name": config.data.name, "digest": data_digest},
         "config": config.to_dict(),
     }
-    weights = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in module.state_dict().items()}
+    # each tensor a copy: none may share memory with another in the file
+    on_cpu = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in weights.items()}
 
     def write(folder: Path) -> None:
-        save_file(weights, folder / WEIGHTS)
+        save_file(on_cpu, folder / WEIGHTS)
         (folder / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
 
     return seal(directory, write)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from genray import distributed, optim
 from genray.allocator import keep_freed_memory
 from genray.anneal import annealed
-from genray.checkpoint import Checkpoint, Store, best_step, best_whole, latest, load, store_for
+from genray.checkpoint import Checkpoint, Store, best_whole, latest, load, store_for
 from genray.compiled import compile_all
 from genray.config import Config, differences, per_rank_batch_size
 from genray.data.images import ImageSet
@@ -23,6 +23,7 @@ from genray.evaluation.features import Extractor
 from genray.health import SKIPPED, Monitor
 from genray.meter import Meter
 from genray.objectives import Batch, Networks, Phase
+from genray.preemption import Asked, Request, Stopped, go_on
 from genray.progress import Progress
 from genray.sampling import generate, grid, latents
 from genray.snapshot import Snapshot
@@ -49,12 +50,17 @@ class Outcome:
     """The health rule that ended the run early, and why; None: it was not."""
 
 
-def train(config: Config, images: ImageSet, folder: RunFolder, world: World) -> Outcome:
-    """One rank of the whole run: trains `config` on `images` in `folder`, from where it was left."""
+def train(config: Config, images: ImageSet, folder: RunFolder, world: World, asked: Asked = go_on) -> Outcome:
+    """One rank of the whole run: trains `config` on `images` in `folder`, from where it was left.
+
+    Raises:
+        Stopped: it was asked to end, and has saved what it had.
+    """
     keep_freed_memory()
     journal = folder.pull("journal")
     tracker: Tracker = JsonlTracker(journal, "train") if world.rank == 0 else NullTracker()
-    return Trainer(config, images, folder, store=store_for(folder, world.rank), tracker=tracker, world=world).fit()
+    store = store_for(folder, world.rank)
+    return Trainer(config, images, folder, store=store, tracker=tracker, world=world, asked=asked).fit()
 
 
 class Trainer:
@@ -67,13 +73,22 @@ class Trainer:
         store: where they are written to.
         tracker: where its metrics and grids go.
         world: this rank.
+        asked: tells at log points what is asked of the run.
     """
 
     def __init__(
-        self, config: Config, images: ImageSet, folder: RunFolder, *, store: Store, tracker: Tracker, world: World
+        self,
+        config: Config,
+        images: ImageSet,
+        folder: RunFolder,
+        *,
+        store: Store,
+        tracker: Tracker,
+        world: World,
+        asked: Asked = go_on,
     ) -> None:
         self.config, self.images, self.folder, self.world = config, images, folder, world
-        self.store, self.tracker = store, tracker
+        self.store, self.tracker, self.asked = store, tracker, asked
         train, objective = config.train, config.objective
         per_rank = per_rank_batch_size(train.global_batch_size, world.world_size)
         self.share = slice(world.rank * per_rank, (world.rank + 1) * per_rank)
@@ -129,24 +144,35 @@ class Trainer:
         return self.step >= self.config.train.num_steps or self.monitor.stopped is not None
 
     def advance(self) -> None:
-        """Trains up to the next checkpoint, and saves it: all ranks together."""
+        """Trains up to the next checkpoint, all ranks together; `store.wait()` returns when it is written."""
         train, saved = self.config.train, False
         while not saved:
             self.update()
+            request: Request = "go on"
             if self._due(train.log_every):
                 self.logged = self.log()
+                request = self.asked()
             if train.sample_every and self._due(train.sample_every):
                 self.sample()
             if self._due(train.checkpoint_every):
                 self.monitor.score(self.store.scores())
-            if self.heed() or self._due(train.checkpoint_every):
+            if self.heed() or request != "go on" or self._due(train.checkpoint_every):
                 self.save()
                 saved = True
+            if request != "go on":
+                self.store.wait()
+            if request == "stop" and not self.finished:
+                raise Stopped
 
     def close(self) -> None:
-        """Ends the progress line and the journal."""
+        """Ends the progress line and the journal; what is being written is finished.
+
+        Raises:
+            OSError: it could not be written.
+        """
         self.progress.stop()
         self.tracker.close()
+        self.store.wait()
 
     def update(self) -> None:
         """One step, and the EMA after it."""
@@ -218,7 +244,7 @@ class Trainer:
         A rollback takes weights, averages and moments of an earlier step, and counts on: no step is
         repeated, so data, draws and schedules go on, and records of what went wrong stay what they were.
         """
-        verdicts = self.monitor.decide(self.step, lambda: best_whole(self.folder))
+        verdicts = self.monitor.decide(self.step, self._rollback_step)
         for verdict in verdicts:
             fields = {k: v for k, v in asdict(verdict).items() if k != "rule" and v is not None}
             self.tracker.event(self.step, f"health.{verdict.rule}", **fields)
@@ -229,13 +255,11 @@ class Trainer:
         return any(verdict.action != "warn" for verdict in verdicts)
 
     def save(self) -> None:
-        """A checkpoint and a snapshot of this step; older ones go, but for the best."""
+        """A checkpoint and a snapshot of this step; they are written while training goes on."""
         for module in (*self.networks.bare.values(), self.ema.module):
             distributed.average_buffers(module)
         self.tracker.flush()
-        self.store.save_snapshot(self.ema.module, self.config, self.step, self.images)
-        self.store.save(self.checkpoint())
-        self.store.prune(self.config.train.keep, best_step(self.folder))
+        self.store.put(self.checkpoint(), self.images)
 
     def checkpoint(self) -> Checkpoint:
         """Everything that a restart needs, on the CPU."""
@@ -291,6 +315,10 @@ class Trainer:
             state.optimizer.state.clear()
             optim.load_state_tensors(state.optimizer, found.under(f"optim/{state.phase.module}/"))
             state.in_a_row.zero_()
+
+    def _rollback_step(self) -> int | None:
+        self.store.wait()
+        return best_whole(self.folder)
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.train.num_steps

@@ -28,7 +28,9 @@ def save(directory, model, objective, *, seed=0, data=None, classes=DIGITS, chan
     if change is not None:
         with torch.no_grad():
             change(module)
-    snapshot.save(directory, module, config, step=1, samples_seen=64, classes=classes, data_digest=data_digest)
+    snapshot.save(
+        directory, module.state_dict(), config, step=1, samples_seen=64, classes=classes, data_digest=data_digest
+    )
     return directory
 
 

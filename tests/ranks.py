@@ -1,5 +1,6 @@
 """Several gloo ranks on this machine, for tests of what ranks do together."""
 
+import faulthandler
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) ->
 
 
 def _one_rank(rank: int, world_size: int, folder: str, function: Callable[..., Any], arguments: Any) -> None:
+    faulthandler.enable()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
     try:

@@ -24,7 +24,9 @@ def tiny_snapshot(tmp_path):
     torch.manual_seed(0)
     module = config.model.build((1, 8, 8), 10)["generator"]
     classes = tuple("0123456789")
-    snapshot.save(tmp_path / "tiny", module, config, step=1, samples_seen=16, classes=classes, data_digest="0" * 64)
+    snapshot.save(
+        tmp_path / "tiny", module.state_dict(), config, step=1, samples_seen=16, classes=classes, data_digest="0" * 64
+    )
     return tmp_path / "tiny"
 
 

@@ -78,7 +78,9 @@ def test_gan_resumed_after_two_steps_ends_with_the_very_state_of_a_run_without_a
     config = replace(CASES[name], train=replace(CASES[name].train, num_steps=4, checkpoint_every=2, sample_every=0))
     whole, halves = (RunFolder.open(str(tmp_path), part) for part in ("whole", "halves"))
     trainer_of(config, digits, whole, CPU).fit()
-    trainer_of(config, digits, halves, CPU).advance()
+    half = trainer_of(config, digits, halves, CPU)
+    half.advance()
+    half.close()
     outcome = trainer_of(config, digits, halves, CPU).fit()
     assert outcome.resumed_from == 2
     left, right = (checkpoint.load(folder, 4).tensors for folder in (whole, halves))

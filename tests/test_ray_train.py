@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -24,6 +27,7 @@ from genray.tracking import read_journal
 from genray.trainer import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+RAY = str(Path(sys.executable).with_name("ray"))
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +91,38 @@ def test_killed_worker_is_replaced_and_the_run_ends_bit_identical(two_nodes, tmp
     assert [name for name in right if not torch.equal(left[name], right[name])] == []
     steps = [e["step"] for e in read_journal(folder.local / "journal" / "train.jsonl")[0] if "metrics" in e]
     assert steps == list(range(10, 601, 10))
+
+
+def _drain_a_node_after(step: int, folder: RunFolder, address: str, drained: list[int]) -> None:
+    """Tells Ray that the node of rank 1 will be taken away in ten seconds."""
+    journal = folder.local / "journal" / "train.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if journal.is_file() and any(entry["step"] >= step for entry in read_journal(journal)[0]):
+            head = ray.get_runtime_context().get_node_id()
+            node = next(n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeID"] != head)
+            reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+            command = [RAY, "drain-node", "--address", address, "--node-id", node, *reason]
+            drained.append(subprocess.run([*command, "--deadline-remaining-seconds", "10"], check=False).returncode)
+            return
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif("GENRAY_LONG" not in os.environ, reason="must outlast a node's notice; set GENRAY_LONG=1")
+@pytest.mark.timeout(600)
+def test_a_node_that_is_taken_away_costs_no_more_than_a_log_interval(two_nodes, tmp_path):
+    config = two_worker_config("spot", num_steps=2500, checkpoint_every=2500)
+    folder = RunFolder.open(str(tmp_path), "spot")
+    two_nodes.add_node(num_cpus=1)
+    drained: list[int] = []
+    drain = threading.Thread(target=_drain_a_node_after, args=(20, folder, two_nodes.address, drained))
+    drain.start()
+    outcome = ray_train.fit(config, str(tmp_path))
+    drain.join()
+    assert drained == [0]
+    assert outcome.step == 2500 and 20 <= outcome.resumed_from < 2500
+    steps = [e["step"] for e in read_journal(folder.local / "journal" / "train.jsonl")[0] if "metrics" in e]
+    assert steps == list(range(10, 2501, 10))
 
 
 @pytest.mark.timeout(300)

@@ -225,13 +225,13 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_ray_tune import settings
 from genray import ray_study
-search = dict(num_trials=8, reduction_factor=2, confirm_top=1, confirm_seeds=2)
+search = dict(num_trials={num_trials}, reduction_factor=2, confirm_top=1, confirm_seeds=2)
 ray_study.run(settings(Path({storage!r}), num_workers=2, **search))
 """
 
 
-def drive(storage: Path, address: str) -> subprocess.Popen[bytes]:
-    code = DRIVER.format(tests=str(Path(__file__).parent), storage=str(storage))
+def drive(storage: Path, address: str, num_trials: int) -> subprocess.Popen[bytes]:
+    code = DRIVER.format(tests=str(Path(__file__).parent), storage=str(storage), num_trials=num_trials)
     return subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"RAY_ADDRESS": address})
 
 
@@ -251,31 +251,33 @@ def wait_for(storage: Path, num: int, driver: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.mlflow
-@pytest.mark.timeout(900)
-def test_a_study_survives_its_driver_and_a_node(tmp_path: Path) -> None:
-    """Killed: the driver after two trials, a raylet in the second attempt. Nothing that had ended is done again."""
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("num_trials", "kills"), [(8, 1), pytest.param(32, 2, marks=LONG)])
+def test_a_study_survives_its_driver_and_a_node(tmp_path: Path, num_trials: int, kills: int) -> None:
+    """Killed: the driver, each time after two more trials, then a raylet. Nothing that had ended is done again."""
     ray.shutdown()
     raylets = Raylets(initialize_head=True, head_node_args={"num_cpus": 1, "dashboard_host": "127.0.0.1"})
     node = raylets.add_node(num_cpus=1)
     raylets.wait_for_nodes()
+    written: dict[int, dict[str, int]] = {}
     try:
-        first = drive(tmp_path, raylets.address)
-        wait_for(tmp_path, 2, first)
-        os.kill(first.pid, signal.SIGKILL)
-        first.wait()
-        before = ended(tmp_path)
-        written = {n: files_of(tmp_path, n) for n in before}
-        second = drive(tmp_path, raylets.address)
-        wait_for(tmp_path, len(before) + 2, second)
+        for _ in range(kills):
+            driver = drive(tmp_path, raylets.address, num_trials)
+            wait_for(tmp_path, len(written) + 2, driver)
+            os.kill(driver.pid, signal.SIGKILL)
+            driver.wait()
+            written |= {n: files_of(tmp_path, n) for n in ended(tmp_path) - written.keys()}
+        last = drive(tmp_path, raylets.address, num_trials)
+        wait_for(tmp_path, len(written) + 2, last)
         raylets.remove_node(node, allow_graceful=False)
         raylets.add_node(num_cpus=1)
-        assert second.wait(timeout=500) == 0
+        assert last.wait(timeout=900) == 0
     finally:
         raylets.shutdown()
     trials = Study.open(str(tmp_path / "runs"), "study").trials()
-    assert sorted(trials) == list(range(10))
+    assert sorted(trials) == list(range(num_trials + 2))
     assert all(t.status in ("finished", "pruned") for t in trials.values())
-    assert {n: files_of(tmp_path, n) for n in before} == written
+    assert {n: files_of(tmp_path, n) for n in written} == written
     check_again(tmp_path, ranking(trials)[0].number)
     check_tracked(tmp_path, len(trials))
 
