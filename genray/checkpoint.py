@@ -59,6 +59,8 @@ class Store(Protocol):
 
     def put(self, checkpoint: Checkpoint, images: ImageSet) -> None: ...
 
+    def check(self) -> None: ...
+
     def wait(self) -> None: ...
 
     def scores(self) -> dict[int, list[Score]]: ...
@@ -70,6 +72,9 @@ class NullStore:
     """What ranks above 0 write to."""
 
     def put(self, checkpoint: Checkpoint, images: ImageSet) -> None:
+        pass
+
+    def check(self) -> None:
         pass
 
     def wait(self) -> None:
@@ -103,6 +108,15 @@ class FolderStore:
         """
         self.wait()
         self._writing = self._thread.submit(self._write, checkpoint, images)
+
+    def check(self) -> None:
+        """Returns at once.
+
+        Raises:
+            OSError: what was put could not be written.
+        """
+        if self._writing is not None and self._writing.done():
+            self.wait()
 
     def wait(self) -> None:
         """Returns when all that was put is written.
