@@ -19,7 +19,7 @@ from genray.errors import CheckpointError, ProtocolError
 from genray.evaluation.features import Extractor
 from genray.evaluation.protocol import Score
 from genray.evaluation.scoring import load_extractor, read_scores
-from genray.manifest import seal, verify
+from genray.manifest import seal, sweep, verify
 from genray.snapshot import Snapshot
 from genray.storage import RunFolder
 
@@ -59,6 +59,8 @@ class Store(Protocol):
 
     def put(self, checkpoint: Checkpoint, images: ImageSet) -> None: ...
 
+    def check(self) -> None: ...
+
     def wait(self) -> None: ...
 
     def scores(self) -> dict[int, list[Score]]: ...
@@ -70,6 +72,9 @@ class NullStore:
     """What ranks above 0 write to."""
 
     def put(self, checkpoint: Checkpoint, images: ImageSet) -> None:
+        pass
+
+    def check(self) -> None:
         pass
 
     def wait(self) -> None:
@@ -103,6 +108,15 @@ class FolderStore:
         """
         self.wait()
         self._writing = self._thread.submit(self._write, checkpoint, images)
+
+    def check(self) -> None:
+        """Returns at once.
+
+        Raises:
+            OSError: what was put could not be written.
+        """
+        if self._writing is not None and self._writing.done():
+            self.wait()
 
     def wait(self) -> None:
         """Returns when all that was put is written.
@@ -147,8 +161,10 @@ class FolderStore:
         self.folder.push("journal")
 
     def prune(self, keep: int, best_step: int | None) -> None:
-        """Deletes all checkpoints and snapshots but the last `keep` and the one of `best_step`."""
+        """Deletes all checkpoints and snapshots but the last `keep` and the one of `best_step`, and halves of them."""
         for kind in (CHECKPOINTS, SNAPSHOTS):
+            if self.folder.remote is None:  # into a scratch folder others may be copying one just now
+                sweep(self.folder.local / kind)
             for name in self.folder.names(kind)[:-keep]:
                 if step_of(name) != best_step:
                     self.folder.remove(f"{kind}/{name}")

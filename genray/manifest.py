@@ -49,6 +49,13 @@ def seal(directory: Path, write: Callable[[Path], None]) -> str:
     return sha256(directory / MANIFEST)
 
 
+def sweep(parent: Path) -> None:
+    """Deletes what killed writers have left of folders in `parent`, which nobody writes to just now."""
+    for path in parent.glob(".*"):
+        if path.suffix in (".tmp", ".old"):
+            shutil.rmtree(path)
+
+
 def verify(directory: Path, expected: Iterable[str]) -> str:
     """Digest of the manifest of a folder that holds exactly the files `expected`, all undamaged.
 

@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from genray.errors import GenrayError, TrackingError
+
+_log = logging.getLogger(__name__)
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _PROBE_SECONDS = 8.0
@@ -112,6 +115,22 @@ def reporting(uri: str) -> Iterator[None]:
         if re.search(r"Max retries exceeded|API request to .* failed with exception", str(error)):
             raise TrackingError(_absent(uri, cause(error))) from error
         raise TrackingError(f"tracking.uri={redact(uri)!r}: MLflow refuses: {cause(error)}") from error
+
+
+def wait_for(uri: str, timeout: float) -> bool:
+    """Whether the store answers, now or within `timeout` seconds; one line on the log says that it is waited for."""
+    deadline, waiting = time.monotonic() + timeout, False
+    while True:
+        try:
+            connect(uri)
+            return True
+        except TrackingError as error:
+            if time.monotonic() > deadline:
+                return False
+            if not waiting:
+                _log.warning("waiting up to %.0f s for MLflow: %s", timeout, error)
+            waiting = True
+            time.sleep(1)
 
 
 def cause(error: BaseException) -> str:

@@ -174,7 +174,7 @@ def bring_extractor(folder: RunFolder, config: Config, uri: str) -> bool:
         try:
             mlflow_champion.fetch(model, uri, folder.local / EXTRACTOR)
             folder.push(EXTRACTOR)
-        except RegistryError as error:
+        except (RegistryError, TrackingError) as error:  # a run goes on without MLflow
             if config.eval.extractor:
                 raise
             logger.warning(
@@ -252,6 +252,7 @@ def _register(
     for score in best[1] if best else []:
         tags[f"genray.eval.{score.metric}"] = f"{score.value:.6g}"
     directory = folder.pull(f"{SNAPSHOTS}/{name}")
+    mlflow_store.wait_for(uri, DELIVERY_TIMEOUT_S)  # days of training shall not fail by a server that is restarted
     version = mlflow_registry.register(uri, directory, run_id=run_id, task=config.task, tags=tags)
     if best is None or not config.eval.promote:
         return version, "not compared with the champion" + ("" if best else ": there is no score")

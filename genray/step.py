@@ -38,6 +38,9 @@ def train_step(
     autocast: AbstractContextManager[Any],
 ) -> dict[str, Tensor]:
     """Metrics of one step: every due phase updated once, in order. No host sync."""
+    buffers = [b for module in networks.bare.values() for b in module.buffers() if b.is_floating_point()]
+    before = flat(buffers)
+    skipped = batch.images.new_zeros((), dtype=torch.float32)
     networks.require_gradients(*networks.bare)
     with autocast:
         shared = objective.prepare(networks, batch)
@@ -54,8 +57,28 @@ def train_step(
                     loss, logged = objective.loss(phase.module, part, networks, batch, shared)
                 metrics |= logged
                 loss.backward(first_gradient(loss, state.own_fault))  # type: ignore[no-untyped-call]
-        metrics[f"{phase.module}/grad_norm"] = guarded_update(state)
+        metrics[f"{phase.module}/grad_norm"] = norm = guarded_update(state)
+        skipped = skipped + ~norm.isfinite()
+    restore_where(skipped > 0, buffers, before)
     return metrics
+
+
+def flat(tensors: list[Tensor]) -> Tensor | None:
+    """A copy of all values, (N,); None: there are none."""
+    return torch.cat([t.detach().flatten() for t in tensors]) if tensors else None
+
+
+@torch.no_grad()
+def restore_where(skipped: Tensor, buffers: list[Tensor], before: Tensor | None) -> None:
+    """Puts the values `before`, (N,), back into `buffers`, in place, where `skipped`, (), is true.
+
+    Running statistics would never lose an infinity again, and no snapshot either.
+    """
+    now = flat(buffers)
+    if now is None or before is None:
+        return
+    kept = torch.split(torch.where(skipped, before, now), [b.numel() for b in buffers])
+    torch._foreach_copy_(buffers, [values.view_as(b) for values, b in zip(kept, buffers, strict=True)])
 
 
 def first_gradient(loss: Tensor, fault: Tensor) -> Tensor:

@@ -151,6 +151,7 @@ class Trainer:
             request: Request = "go on"
             if self._due(train.log_every):
                 self.logged = self.log()
+                self.store.check()
                 request = self.asked()
             if train.sample_every and self._due(train.sample_every):
                 self.sample()

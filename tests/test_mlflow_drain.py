@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from PIL import Image
 
 from genray.errors import StorageError, TrackingError
 from genray.mlflow_drain import Delivery, Drain, sync
+from genray.mlflow_store import wait_for
 from genray.mlflow_tracking import resolve_uri, start_run
 from genray.tracking import JsonlTracker
 
@@ -203,6 +205,15 @@ def test_server_that_stays_away_leaves_the_rest_to_sync(server: Server, tmp_path
     with pytest.raises(TrackingError, match="does not answer"):
         sync(tmp_path, "http://127.0.0.1:9", run_id)
     assert sync(tmp_path, server.uri, run_id) == Delivery(sent=200, stored=200, unsent=0)
+
+
+def test_server_that_is_being_restarted_is_waited_for(server: Server) -> None:
+    server.kill()
+    assert not wait_for(server.uri, 0)
+    starter = threading.Timer(1, server.start)
+    starter.start()
+    assert wait_for(server.uri, 60)
+    starter.join()
 
 
 def test_driver_killed_between_sending_and_confirming_doubles_nothing(uri: str, tmp_path: Path) -> None:

@@ -181,6 +181,17 @@ def test_tracking_server_that_is_away_at_the_first_start_is_refused(tmp_path):
         ray_job.run(config)
 
 
+def test_run_without_an_extractor_goes_on_while_its_tracking_server_is_away(tmp_path, monkeypatch):
+    train = Train(num_steps=4, global_batch_size=16, checkpoint_every=2, log_every=1, sample_every=0)
+    config = job_config(tmp_path, model=MLPVAE(latent_dim=2, hidden=8), objective=ELBO(), train=train)
+    (tmp_path / "tiny").mkdir(parents=True)
+    (tmp_path / "tiny" / "mlflow.json").write_text('{"uri": "http://127.0.0.1:9", "run_id": "0"}')
+    monkeypatch.setattr(ray_job, "DELIVERY_TIMEOUT_S", 0.0)
+    with pytest.raises(TrackingError, match="does not answer"):  # by the registry, when all is trained
+        ray_job.run(replace(config, tracking=Tracking(uri="http://127.0.0.1:9")))
+    assert (tmp_path / "tiny" / "checkpoints" / "step-000000004").is_dir()
+
+
 def test_storage_that_cannot_be_written_is_refused(tmp_path):
     config = job_config(tmp_path)
     with pytest.raises(StorageError, match=r"run\.storage='/dev/null/x' cannot be used"):

@@ -76,3 +76,14 @@ def test_sealed_folder_whose_writer_fails_is_not_there(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         seal(tmp_path / "a", write)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_half_a_checkpoint_of_a_killed_writer_is_deleted_with_the_next(tmp_path):
+    folder = RunFolder.open(str(tmp_path), "a")
+    half = tmp_path / "a" / "checkpoints" / f".{checkpoint.step_name(4)}.0123abcd.tmp"
+    half.mkdir(parents=True)
+    (half / checkpoint.TENSORS).write_bytes(b"half")
+    store = checkpoint.FolderStore(folder)
+    store.save(checkpoint.Checkpoint(5, {}, {}))
+    store.prune(3, best_step=None)
+    assert [p.name for p in (tmp_path / "a" / "checkpoints").iterdir()] == [checkpoint.step_name(5)]

@@ -179,6 +179,14 @@ def test_resume_on_other_images_is_refused(tmp_path):
         train(config, images, folder, CPU)
 
 
+def test_checkpoint_that_cannot_be_written_ends_the_run_before_the_next_is_due(tmp_path):
+    folder = RunFolder.open(str(tmp_path), "tiny")
+    (folder.local / "checkpoints").write_text("in the way")
+    with pytest.raises(OSError, match="checkpoints"):
+        run(vae_config(num_steps=600, checkpoint_every=300), tmp_path)
+    assert 300 <= max(e["step"] for e in read_journal(folder.local / "journal" / "train.jsonl")[0]) < 600
+
+
 def test_only_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     base = tiny_config(train=Train(num_steps=10, global_batch_size=8, checkpoint_every=2, keep=2, sample_every=0))
     folder = RunFolder.open(str(tmp_path), base.run.name)
