@@ -24,11 +24,11 @@ from genray.health_signals import (
     DIVERSITY,
     GENERATOR_LOSS,
     KL,
+    SKIPPED,
     diversity,
     feature_signals,
     signals,
 )
-from genray.health_signals import SKIPPED as SKIPPED
 from genray.snapshot import Snapshot
 
 WATCHED = ("fid", "kid", "accuracy")
