@@ -22,6 +22,7 @@ from ray import tune
 
 from genray.allocator import keep_freed_memory
 from genray.checkpoint import (
+    CHECKPOINTS,
     SCORES,
     SNAPSHOTS,
     step_name,
@@ -31,7 +32,7 @@ from genray.config import Config, Data
 from genray.data.images import ImageSet
 from genray.data.mix import Mix, training_images
 from genray.distributed import World
-from genray.errors import ConfigError, GenrayError
+from genray.errors import ClusterError, ConfigError, GenrayError
 from genray.evaluation.protocol import Score
 from genray.evaluation.scoring import read_scores
 from genray.paths import keep_private
@@ -45,7 +46,7 @@ from genray.trainer import Trainer
 COLLECTIVE_TIMEOUT = timedelta(seconds=600)
 WORST = 1e30
 """Stands for an objective that is not finite: schedulers and samplers compute with it."""
-ENDED = "ended.json"
+ENDED, STARTS = "ended.json", "starts.json"
 
 
 class Rank:
@@ -131,6 +132,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             if self.refused is not None:
                 raise self.refused
             if self.rank.trainer is None:
+                self._count_start()
                 self._assemble()
             self._train()
             return self._score()
@@ -169,6 +171,25 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             return
         (self.folder.local / "config.json").write_text(json.dumps(self.made.to_dict(), indent=2, sort_keys=True) + "\n")
         self.folder.push("config.json")
+
+    def _count_start(self) -> None:
+        """Notes that this driver starts the trial from its newest checkpoint.
+
+        A node may be lost any number of times; a trial that dies again and again before it gets any further does so
+        by its own fault.
+
+        Raises:
+            ClusterError: it was started from there more often than `search.max_failures` allows.
+        """
+        newest = (self.folder.names(CHECKPOINTS) or ["its beginning"])[-1]
+        place = {"from": newest, "job": ray.get_runtime_context().get_job_id() if ray.is_initialized() else ""}
+        path = self.folder.pull(STARTS)
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        starts = known["starts"] + 1 if place.items() <= known.items() else 1
+        if starts > 1 + self.study.settings.search.max_failures:
+            raise ClusterError(f"its process died {starts - 1} times after {newest}, and never got any further")
+        path.write_text(json.dumps(place | {"starts": starts}))
+        self.folder.push(STARTS)
 
     def _assemble(self) -> None:
         """Gives every rank its seat; all of them find the same checkpoint."""

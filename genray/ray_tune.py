@@ -30,6 +30,9 @@ from genray.space import Space, Values
 from genray.study import Phase, Settings, Study, metric_names, trial_name
 
 MAX_CONCURRENT = 1000
+DEATHS = 100
+"""Times that Tune starts a trial again; one that gets no further says so itself (`search.max_failures`), and Tune
+may count the loss of one node several times."""
 logger = logging.getLogger(__name__)
 
 Bundles = list[dict[str, float]]
@@ -132,7 +135,7 @@ def run_trials(study: Study, tasks: Sequence[Mapping[str, Any]], phase: Phase, c
             storage_path=where,
             callbacks=[Notes(known, phase)],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a trial's own checkpoints are enough
-            failure_config=tune.FailureConfig(max_failures=settings.search.max_failures),
+            failure_config=tune.FailureConfig(max_failures=DEATHS),
             verbose=0,
         ),
     ).fit()
@@ -264,7 +267,7 @@ class Notes(tune.Callback):  # type: ignore[misc]
             self._end(trial, "pruned", f"by {self._record.settings.search.scheduler} at step {result.get('step', 0)}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's process died more often than `search.max_failures`."""
+        """A trial's process died more often than anything explains."""
         error = trial.get_pickled_error() if trial.pickled_error_file else None
         lines = [line for line in str(error or "its process died").splitlines() if line.strip()]
         self._end(trial, "failed", lines[-1])

@@ -54,7 +54,7 @@ class Search:
     gpu_fraction: float = 1.0
     """Share of a GPU that a trial of one worker takes, with cluster.use_gpu: 0.25 packs four on a GPU."""
     max_failures: int = 2
-    """Times a trial whose process died is started again from its last checkpoint."""
+    """Times a trial whose process died is started again from the same checkpoint; any further one counts anew."""
     confirm_top: int = 2
     """Best trials that are trained again, over seeds; 0: none, the best trial competes as it is."""
     confirm_seeds: int = 3

@@ -1,5 +1,6 @@
 """Searching on a real Ray: trials that share processes, take over weights, and survive their driver."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -35,7 +36,7 @@ from genray.search import Search
 from genray.space import Domain
 from genray.storage import RunFolder
 from genray.study import ENDED, Settings, Study, ranking
-from genray.trainer import train
+from genray.trainer import Trainer, train
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
 
@@ -137,6 +138,46 @@ def test_a_trial_in_a_used_process_reports_what_it_would_in_a_fresh_one(tmp_path
 def test_a_trial_whose_values_do_not_go_together_is_a_failure_with_its_reason(tmp_path: Path) -> None:
     said = trial(Study.claim(settings(tmp_path)), 0, {"model.latent_dim": 0}).step()
     assert said["done"] and said["failed"] == "model.latent_dim=0 must be at least 1"
+
+
+class DiedError(BaseException):
+    """Stands for the end of a process."""
+
+
+def dies_after(checkpoints: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on a process ends in the stretch after so many checkpoints of its own."""
+    whole, done = Trainer.advance, [0]
+
+    def advance(trainer: Trainer) -> None:
+        if done[0] == checkpoints:
+            done[0] = 0
+            raise DiedError
+        whole(trainer)
+        trainer.store.wait()
+        done[0] += 1
+
+    monkeypatch.setattr(Trainer, "advance", advance)
+
+
+def test_a_trial_that_never_gets_further_fails_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Study.claim(settings(tmp_path, max_failures=2))
+    dies_after(0, monkeypatch)
+    for _ in range(3):
+        with pytest.raises(DiedError):
+            trial(study, 0, {"optim.lr": 1e-3}).step()
+    said = trial(study, 0, {"optim.lr": 1e-3}).step()
+    assert said["failed"] == "its process died 3 times after its beginning, and never got any further"
+
+
+def test_a_trial_whose_processes_die_on_the_way_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Study.claim(settings(tmp_path, num_steps=120, max_failures=0))
+    dies_after(1, monkeypatch)
+    steps = []
+    for _ in range(6):
+        found = trial(study, 0, {"optim.lr": 1e-3})
+        with contextlib.suppress(DiedError):
+            steps += [found.step()["step"] for _ in range(3)]
+    assert found.step()["step"] == 120
 
 
 @pytest.mark.parametrize(
