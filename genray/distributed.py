@@ -2,8 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,26 +22,13 @@ class World:
 
 
 def current(use_gpu: bool) -> World:
-    """The world that torchrun or Ray Train has set up; a world of one where nobody has."""
+    """The world that Ray has set up; a world of one where nobody has."""
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_gpu else torch.device("cpu")
     if use_gpu:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         return World(0, 1, device)
     return World(dist.get_rank(), dist.get_world_size(), device)
-
-
-@contextmanager
-def process_group(use_gpu: bool) -> Iterator[World]:
-    """Joins the group that torchrun's environment describes, for the length of the block."""
-    if "RANK" not in os.environ:
-        yield current(use_gpu)
-        return
-    dist.init_process_group("nccl" if use_gpu else "gloo")
-    try:
-        yield current(use_gpu)
-    finally:
-        dist.destroy_process_group()
 
 
 def wrap(module: nn.Module) -> nn.Module:

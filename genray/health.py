@@ -1,38 +1,40 @@
-"""Whether a run is still worth its machines: signals of what the loop has anyway, rules on their history, verdicts.
+"""Whether a run is still worth its machines: rules on the history of its signals and scores, and verdicts.
 
 Rules are pure functions of histories. The score rule, with its defaults, stops the five CIFAR-10 GANs that end
 above 2.5 times their best FID, and no other, among the 30 learning curves that StudioGAN published (Kang et al.
 2022, arXiv:2206.09479). The thresholds of the other rules are no more than plausible, so they only warn.
 """
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from genray import distributed
-from genray.errors import ProtocolError
 from genray.evaluation import METRICS
-from genray.evaluation.features import Extractor, class_probabilities, extract
+from genray.evaluation.features import Extractor
 from genray.evaluation.protocol import Score
 from genray.health_rules import Health
+from genray.health_signals import (
+    ACCURACY,
+    CODES_USED,
+    DIVERSITY,
+    GENERATOR_LOSS,
+    KL,
+    SKIPPED,
+    diversity,
+    feature_signals,
+    signals,
+)
 from genray.snapshot import Snapshot
 
 WATCHED = ("fid", "kid", "accuracy")
 """Metrics of the score rule; a ratio of likelihoods in nats, which may have either sign, would say nothing."""
 GREY_LEVEL = 1 / 255
 """Images closer than this are one image, however close they were before."""
-DIVERSITY, SKIPPED, ACCURACY = "health/diversity", "health/skipped_share", "health/discriminator_accuracy"
-FEATURE_DISTANCE, CLASS_ENTROPY = "health/feature_distance", "health/class_entropy"
-GENERATOR_LOSS, KL, CODES_USED = "generator/loss", "vae/kl", "tokenizer/codes_used"
-
-logger = logging.getLogger(__name__)
-
 Finding = tuple[float, str]
 """Value and reason of a rule that holds."""
 
@@ -78,68 +80,6 @@ class Past:
     """Step of the last rollback."""
     stopped: dict[str, Any] | None = None
     """`rule`, `step` and `reason` of a run that was stopped."""
-
-
-def signals(values: Mapping[str, float]) -> dict[str, float]:
-    """What the means of a log point say about the balance of a GAN; nothing for other runs.
-
-    `health/sign_reals` is the mean sign of the logits of reals, in [-1, 1]: near 1 the discriminator knows its
-    training images by heart (Karras et al. 2020, arXiv:2006.06676, equation 1).
-    """
-    found = {}
-    if {"discriminator/logits_reals", "discriminator/logits_fakes"} <= values.keys():
-        reals, fakes = values["discriminator/accuracy_reals"], values["discriminator/accuracy_fakes"]
-        found["health/logit_gap"] = values["discriminator/logits_reals"] - values["discriminator/logits_fakes"]
-        found["health/sign_reals"] = 2 * reals - 1
-        found[ACCURACY] = (reals + fakes) / 2
-    if values.get("discriminator/grad_norm") and "generator/grad_norm" in values:
-        found["health/grad_norm_ratio"] = values["generator/grad_norm"] / values["discriminator/grad_norm"]
-    return found
-
-
-def diversity(images: Tensor, labels: Tensor | None) -> float:
-    """Mean distance of two images of one class: root mean square over pixels, from 0 to 1.
-
-    Args:
-        images: uint8 (N, C, H, W).
-        labels: (N,), or None for one class.
-    """
-    pixels = images.flatten(1).float() / 255
-    return distance_within_classes(pixels, labels) / math.sqrt(pixels.shape[1])
-
-
-def distance_within_classes(points: Tensor, labels: Tensor | None) -> float:
-    """Mean Euclidean distance of two rows of `points` (N, D) of one class; `labels` (N,), or None for one class."""
-    groups = [points] if labels is None else [points[labels == label] for label in set(labels.tolist())]
-    return float(torch.cat([torch.pdist(group) for group in groups]).mean())
-
-
-def class_entropy(probabilities: Tensor) -> float:
-    """Entropy in nats of the classes of all images together, from 0, one class, to the logarithm of their number.
-
-    Args:
-        probabilities: (N, K), of each image.
-    """
-    return float(torch.special.entr(probabilities.double().mean(0)).sum())
-
-
-def feature_signals(extractor: Snapshot | Extractor, images: Tensor, labels: Tensor | None) -> dict[str, float]:
-    """What a network sees in images of the fixed latents: how far apart they are, and of how many classes.
-
-    Nothing where it does not take them, which the scores of the run will say, too; no entropy where it has no classes.
-
-    Args:
-        extractor: whose features the scores of the run compare.
-        images: uint8 (N, C, H, W).
-        labels: (N,), the classes that they were made for, or None.
-    """
-    found = {}
-    try:
-        found[FEATURE_DISTANCE] = distance_within_classes(extract(extractor, images), labels)
-        found[CLASS_ENTROPY] = class_entropy(class_probabilities(extractor, images))
-    except ProtocolError as error:
-        logger.debug("not every signal of features is taken: %s", error)
-    return found
 
 
 def score_verdict(

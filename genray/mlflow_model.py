@@ -1,22 +1,17 @@
 """A snapshot as an MLflow model that opens where genray is not installed, and without pickle.
 
-Its `model.py` is written here: the source of the architecture's own file, of `data.pixels` and of
-`mlflow_served`, and one line that joins them. The weights stay in safetensors, the rest in JSON.
+Its `model.py` is written here: the sources of the architecture and of `mlflow_served`, each behind those of
+genray that it imports, and one line that joins them. The weights stay in safetensors, the rest in JSON.
 """
 
-import ast
 import importlib.metadata
-import inspect
-import sys
 import tempfile
 import warnings
 from pathlib import Path
 
 import numpy as np
 
-from genray import snapshot
-from genray.data import pixels
-from genray.errors import RegistryError
+from genray import snapshot, standalone
 from genray.manifest import MANIFEST
 from genray.snapshot import Snapshot
 
@@ -31,8 +26,11 @@ with warnings.catch_warnings():
 MAX_IMAGES = 1024
 """Most images of one request, unless `model_config` says otherwise: the scoring server has no limit of its own."""
 
+MODEL_PACKAGES = frozenset({"torch"})
+"""What files of architectures may import besides the standard library and one another."""
+SERVED_PACKAGES = frozenset({"torch", "safetensors", "numpy", "PIL", "pandas", "mlflow"})
+"""What the rest of `model.py` may import, the same that `requirements` names."""
 SNAPSHOT_FILES = (snapshot.WEIGHTS, snapshot.CARD, MANIFEST)
-_OWN_IMPORT = next(line for line in inspect.getsource(mlflow_served).splitlines(True) if "from genray." in line)
 MODEL_FILES = ("MLmodel", "model.py", "requirements.txt", "conda.yaml", "python_env.yaml")
 """What MLflow itself puts beside `artifacts/`, which holds the snapshot's files."""
 
@@ -45,7 +43,7 @@ def package(directory: Path, to: Path) -> Snapshot:
 
     Raises:
         CheckpointError: the snapshot is damaged.
-        RegistryError: the architecture's file cannot stand alone.
+        RegistryError: the architecture cannot stand alone.
     """
     made = snapshot.load(directory)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -83,19 +81,17 @@ def render(made: Snapshot) -> str:
     """The stand-alone `model.py` of a snapshot.
 
     Raises:
-        RegistryError: the architecture's file imports more than torch and the standard library, or
-            shares a name with what it is joined to.
+        RegistryError: the architecture imports more than torch, the standard library and its siblings,
+            or a name has two meanings in what is joined.
     """
     knobs = type(made.config.model)
-    module = sys.modules[knobs.__module__]
-    architecture = inspect.getsource(module)
-    # what decodes images is copied as it is, so that they are prepared as for training
-    served = inspect.getsource(pixels) + inspect.getsource(mlflow_served).replace(_OWN_IMPORT, "")
-    _check_stands_alone(architecture, served, knobs)
+    architecture = standalone.with_siblings(knobs.__module__, "genray.models", MODEL_PACKAGES)
+    # what decodes images comes with it as it is, so that they are prepared as for training
+    served = standalone.with_siblings(mlflow_served.__name__, "genray", SERVED_PACKAGES)
     kind = {"classifier": "ServedClassifier", "tokenizer": "ServedTokenizer"}.get(made.product, "ServedGenerator")
     return (
         f"# Made by genray of the snapshot {made.digest}. Needs torch, safetensors, numpy, pillow and mlflow.\n"
-        f"{architecture}\n\n{served}\n\nmlflow.models.set_model({kind}({knobs.__name__}))\n"
+        f"{standalone.join(architecture | served)}\n\nmlflow.models.set_model({kind}({knobs.__name__}))\n"
     )
 
 
@@ -118,38 +114,3 @@ def requirements() -> list[str]:
     """Exact versions of the packages that `model.py` imports, without the build's local suffix."""
     names = ("torch", "safetensors", "numpy", "pillow", "pandas", "mlflow")
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]
-
-
-def _check_stands_alone(architecture: str, served: str, knobs: type) -> None:
-    where = f"{knobs.__module__.replace('.', '/')}.py"
-    foreign = sorted(_packages(architecture) - sys.stdlib_module_names - {"torch"})
-    if foreign:
-        raise RegistryError(
-            f"{where} imports {', '.join(foreign)}, expected only torch and the standard library: "
-            f"a registered model carries a copy of that file; write what it needs into it"
-        )
-    shared = sorted(_defined(architecture) & _defined(served))
-    if shared:
-        raise RegistryError(f"{where} defines {', '.join(shared)}, as mlflow_served.py does; rename it there")
-
-
-def _packages(source: str) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add("." if node.level else str(node.module).partition(".")[0])
-    return found
-
-
-def _defined(source: str) -> set[str]:
-    """Names of classes, functions and variables at the top of a file."""
-    found = set()
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            found.add(node.name)
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
-    return found

@@ -11,7 +11,7 @@ import pandas as pd  # type: ignore[import-untyped]
 import torch
 from safetensors.torch import load_file
 
-from genray.data.pixels import Shape, decode  # model.py has it above: this line is left out there
+from genray.data.pixels import Shape, decode
 
 SERVED_BATCH_SIZE = 256
 

@@ -7,7 +7,7 @@ what happened, and `trials/00007` is the run of trial 7. The driver alone writes
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -365,8 +365,3 @@ def _add(trial: TrialRecord, entry: Mapping[str, Any]) -> None:
         trial.history.append((int(rest), trial.values))
     elif kind in ENDED:
         trial.status, trial.reason, trial.ended = kind, fields.get("reason", ""), seconds
-
-
-def ended_numbers(trials: Mapping[int, TrialRecord]) -> Iterator[int]:
-    """Trials that are over."""
-    return (number for number, trial in trials.items() if trial.status in ENDED)

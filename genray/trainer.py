@@ -20,7 +20,8 @@ from genray.distributed import World
 from genray.ema import EMA
 from genray.errors import DivergenceError, ResumeError
 from genray.evaluation.features import Extractor
-from genray.health import SKIPPED, Monitor
+from genray.health import Monitor
+from genray.health_signals import SKIPPED
 from genray.meter import Meter
 from genray.objectives import Batch, Networks, Phase
 from genray.preemption import Asked, Request, Stopped, go_on

@@ -46,8 +46,8 @@ def test_batch_that_the_workers_do_not_divide_is_refused():
 
 def test_image_size_that_the_model_cannot_make_is_refused():
     assert refused(lambda: tiny_config(data=Data(name="mnist", image_size=(30, 30)))) == (
-        "model dcgan cannot make images of 30 x 30 pixels: the smaller side must be 4 to 7 times a power of two, and "
-        "the other a multiple of that power; set data.image_size, e.g. to 28 28"
+        "model dcgan cannot make images of 30 x 30 pixels: the smaller side must be 4 to 7 times a power of two from "
+        "2 on, and the other a multiple of that power; set data.image_size, e.g. to 28 28"
     )
 
 

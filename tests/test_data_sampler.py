@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from genray.config import Data
 from genray.data.images import ImageSet, load_images
-from genray.data.sampler import Loader, Sampler, iterate
+from genray.data.sampler import Loader, Sampler
 from genray.errors import DataError
 
 CPU = torch.device("cpu")
@@ -156,17 +156,7 @@ def test_loader_on_a_gpu_equals_the_cpu(colours: ImageSet, resident: bool, monke
     assert torch.equal(labels_there.cpu(), labels_here)
 
 
-def test_iterate_goes_once_through_the_set_in_order(colours: ImageSet) -> None:
-    batches = list(iterate(colours, 100, CPU))
-    assert [len(images) for images, _ in batches] == [100, 100, 100, len(colours) - 300]
-    everything = torch.arange(len(colours))
-    torch.testing.assert_close(
-        torch.cat([images for images, _ in batches]), expected(colours, everything), rtol=0, atol=1e-6
-    )
-    assert torch.equal(torch.cat([labels for _, labels in batches]), colours.labels)
-
-
-def test_iterate_reads_images_of_any_memory_layout(colours: ImageSet) -> None:
+def test_loader_reads_images_of_any_memory_layout(colours: ImageSet) -> None:
     other = ImageSet(
         images=colours.images.contiguous(),
         labels=colours.labels,
@@ -176,4 +166,4 @@ def test_iterate_reads_images_of_any_memory_layout(colours: ImageSet) -> None:
         digest="",
         num_skipped=0,
     )
-    assert torch.equal(next(iterate(other, 8, CPU))[0], next(iterate(colours, 8, CPU))[0])
+    assert torch.equal(loader(other).batch(3)[0], loader(colours).batch(3)[0])

@@ -14,14 +14,11 @@ from genray.errors import ConfigError
 from genray.health import (
     Monitor,
     balance_verdict,
-    class_entropy,
     collapse_verdict,
-    distance_within_classes,
-    diversity,
     posterior_verdict,
     score_verdict,
-    signals,
 )
+from genray.health_signals import class_entropy, distance_within_classes, diversity, signals
 
 CPU = World(0, 1, torch.device("cpu"))
 OFF = Health(score_rule="off", collapse_rule="off", balance_rule="off", posterior_rule="off", skipped_rule="off")

@@ -21,11 +21,8 @@ from genray.errors import DivergenceError
 from genray.evaluation.features import class_probabilities, extract
 from genray.evaluation.protocol import Protocol, Score
 from genray.evaluation.scoring import write_scores
-from genray.health import (
-    CLASS_ENTROPY,
-    FEATURE_DISTANCE,
-    late_finding,
-)
+from genray.health import late_finding
+from genray.health_signals import CLASS_ENTROPY, FEATURE_DISTANCE
 from genray.models.dcgan import DCGAN
 from genray.models.vae import MLPVAE
 from genray.objectives.elbo import ELBO

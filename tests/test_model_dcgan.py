@@ -82,30 +82,6 @@ def test_dcgan_channels_stop_at_max_width() -> None:
     assert widths == [4, 8, 8, 8]
 
 
-@pytest.mark.parametrize(
-    ("size", "problem", "use"),
-    [
-        (
-            (30, 30),
-            "the smaller side must be 4 to 7 times a power of two, and the other a multiple of that power",
-            "28 28",
-        ),
-        (
-            (32, 36),
-            "the smaller side must be 4 to 7 times a power of two, and the other a multiple of that power",
-            "32 32",
-        ),
-        ((4, 4), "each side must be at least 8", "8 8"),
-    ],
-)
-def test_dcgan_refuses_sizes_that_it_cannot_make(size: tuple[int, int], problem: str, use: str) -> None:
-    with pytest.raises(ValueError) as caught:
-        DCGAN().check((3, *size))
-    assert str(caught.value) == (
-        f"model dcgan cannot make images of {size[0]} x {size[1]} pixels: {problem}; set data.image_size, e.g. to {use}"
-    )
-
-
 def test_dcgan_makes_every_size_that_it_proposes_instead() -> None:
     for height in range(1, 140):
         for width in (height, 2 * height, 41, 5):

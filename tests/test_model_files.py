@@ -1,7 +1,8 @@
-"""Each model's file stands on torch and the standard library alone: a registered model carries a copy of it."""
+"""Files of models stand on torch, the standard library and one another: a registered model carries copies of them."""
 
-import ast
+import importlib
 import importlib.util
+import pkgutil
 import sys
 from pathlib import Path
 
@@ -9,42 +10,39 @@ import pytest
 import torch
 
 import genray.models
+from genray import standalone
 from genray.models import MODELS
 
-FILES = sorted(path for path in Path(genray.models.__file__).parent.glob("*.py") if path.name != "__init__.py")
+FILES = sorted(module.name for module in pkgutil.iter_modules(genray.models.__path__, "genray.models."))
 
 
-def imported_packages(source: str) -> set[str]:
-    packages: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            packages |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            packages.add("." if node.level else str(node.module).split(".")[0])
-    return packages
+def with_siblings(name: str) -> dict[str, str]:
+    importlib.import_module(name)
+    return standalone.with_siblings(name, "genray.models", frozenset({"torch"}))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_model_file_imports_only_torch_and_the_standard_library(path: Path) -> None:
-    assert imported_packages(path.read_text()) <= {"torch", *sys.stdlib_module_names}
+@pytest.mark.parametrize("name", FILES)
+def test_model_file_imports_only_torch_the_standard_library_and_its_siblings(name: str) -> None:
+    assert list(with_siblings(name))[-1] == name
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_model_rebuilt_from_a_copy_of_its_file_gives_the_same_numbers(name: str, tmp_path: Path) -> None:
+def test_model_rebuilt_from_copies_of_its_files_gives_the_same_numbers(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cls = MODELS[name]
     copy = tmp_path / "model.py"
-    copy.write_text(Path(sys.modules[cls.__module__].__file__ or "").read_text())
+    copy.write_text(standalone.join(with_siblings(cls.__module__)))
     spec = importlib.util.spec_from_file_location("copied_model", copy)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["copied_model"] = module
-    try:
+    with monkeypatch.context() as patch:
+        for loaded in [each for each in sys.modules if each.partition(".")[0] == "genray"]:
+            patch.setitem(sys.modules, loaded, None)
+        patch.setitem(sys.modules, "copied_model", module)
         spec.loader.exec_module(module)
-        built = cls().build((1, 8, 8), 10)
         copied = getattr(module, cls.__name__)().build((1, 8, 8), 10)
-    finally:
-        del sys.modules["copied_model"]
-    for key, network in built.items():
+    for key, network in cls().build((1, 8, 8), 10).items():
         copied[key].load_state_dict(network.state_dict(), strict=True)
         copied[key].eval(), network.eval()
         inputs = torch.randn(2, network.latent_dim) if hasattr(network, "latent_dim") else torch.randn(2, 1, 8, 8)

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import distributions
 
-from genray.models.vae import LOGVAR_RANGE, MLPVAE, AutoregressiveFlow, ConvVAE, Mixture, choose, mixture_parts
+from genray.models.latent_distributions import AutoregressiveFlow, Mixture, choose
+from genray.models.pixel_distributions import mixture_parts
+from genray.models.vae import LOGVAR_RANGE, MLPVAE, ConvVAE
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 32, 64), (3, 128, 128)]
 MODELS = [ConvVAE(width=4, latent_dim=5), MLPVAE(hidden=16, latent_dim=5, num_layers=2)]
@@ -90,8 +92,8 @@ def test_conv_vae_refuses_sizes_that_it_cannot_make() -> None:
     with pytest.raises(ValueError) as caught:
         ConvVAE().check((1, 30, 30))
     assert str(caught.value) == (
-        "model conv-vae cannot make images of 30 x 30 pixels: the smaller side must be 4 to 7 times a power of two, "
-        "and the other a multiple of that power; set data.image_size, e.g. to 28 28, or choose model mlp-vae"
+        "model conv-vae cannot make images of 30 x 30 pixels: the smaller side must be 4 to 7 times a power of two "
+        "from 2 on, and the other a multiple of that power; set data.image_size, e.g. to 28 28, or choose model mlp-vae"
     )
 
 
@@ -177,7 +179,7 @@ def test_conditional_vae_reads_the_label_in_encoder_and_decoder() -> None:
     zero, one = torch.tensor([0]), torch.tensor([1])
     assert not torch.allclose(vae.encode(image, zero)[0], vae.encode(image, one)[0])
     assert not torch.allclose(vae.decode(z, zero), vae.decode(z, one))
-    with pytest.raises(ValueError, match=r"labels=None for a conditional VAE, expected \(B,\) of 0 to 9"):
+    with pytest.raises(ValueError, match=r"got no labels; pass labels \(B,\) from 0 to 9"):
         vae.generate(z)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, distributions
 
-from genray.models.vae import MLPVAE, NUM_LOGISTICS, mixture_parts, num_outputs
+from genray.models.pixel_distributions import NUM_LOGISTICS, mixture_parts, num_outputs
+from genray.models.vae import MLPVAE
 from genray.objectives.elbo import ELBO
 from genray.objectives.likelihoods import logistic_mixture_nll, nll, scaled_gaussian_nll
 

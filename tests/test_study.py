@@ -16,7 +16,6 @@ from genray.study import (
     Study,
     TrialRecord,
     confirmed,
-    ended_numbers,
     hours,
     luck,
     ranking,
@@ -136,7 +135,6 @@ def test_status_is_that_of_the_last_note(study):
     journal(study, started(0, 4, LR))
     trials = study.trials()
     assert [t.status for t in trials.values()] == ["finished", "pruned", "stopped", "failed", "running"]
-    assert list(ended_numbers(trials)) == [0, 1, 2, 3]
 
 
 def test_member_that_took_over_weights_has_lineage_and_every_value(tmp_path):

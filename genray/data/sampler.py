@@ -1,7 +1,5 @@
 """Which images a step takes, and those images on the device, in [-1, 1]."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -104,19 +102,6 @@ class Loader:
             start=self._start,
             stop=self._stop,
             device=self._device,
-        )
-
-
-def iterate(
-    image_set: ImageSet, batch_size: int, device: torch.device, *, channels_last: bool = True
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The whole set once, in order: images (B, C, H, W) in [-1, 1] and labels (B,); the last batch may be short."""
-    pixels = image_set.images.permute(0, 2, 3, 1)
-    for start in range(0, len(image_set), batch_size):
-        rows = slice(start, start + batch_size)
-        yield (
-            normalise(_send(pixels[rows].contiguous(), device), channels_last=channels_last),
-            _send(image_set.labels[rows], device),
         )
 
 

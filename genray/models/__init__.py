@@ -1,8 +1,9 @@
 """Architectures by name.
 
 A model is a frozen dataclass of its knobs that checks an image shape and builds the networks of a
-run. Its file imports torch and the standard library and nothing else: a registered model carries a
-copy of that file, and opens where genray is not installed.
+run. Its file imports torch, the standard library and, by `from genray.models.NAME import a, b`, its
+siblings, and nothing else: a registered model carries copies of these files, joined to one by
+`standalone.py`, and opens where genray is not installed.
 """
 
 from typing import Protocol

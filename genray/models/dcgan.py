@@ -10,6 +10,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from genray.models.knobs import at_least, check_classes, given, levels, num_labels
+
 
 @dataclass(frozen=True, kw_only=True)
 class DCGAN:
@@ -43,15 +45,13 @@ class DCGAN:
     """Slope of leaky-relu below zero."""
 
     def __post_init__(self) -> None:
-        for name in ("latent_dim", "width", "max_width", "min_base"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)!r} must be at least 1")
+        at_least(1, self, "latent_dim", "width", "max_width", "min_base")
         if not 0 <= self.negative_slope < 1:
             raise ValueError(f"model.negative_slope={self.negative_slope!r} must lie in [0, 1), e.g. 0.2")
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises ValueError, with the cure, when images of (C, H, W) cannot be made by doubling a base."""
-        _num_doublings(self, image_shape)
+        _levels(self, image_shape)
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, nn.Module]:
         """Fresh `generator` and `discriminator` for images of (C, H, W).
@@ -59,15 +59,10 @@ class DCGAN:
         Raises:
             ValueError: a size that cannot be made, or labels asked of fewer than two classes.
         """
-        if self.conditional and num_classes < 2:
-            raise ValueError(
-                f"model.conditional needs 2 classes or more, and the data have {num_classes}; "
-                "set model.conditional to false"
-            )
-        num_labels = num_classes if self.conditional else 0
+        labels = num_labels(self.conditional, num_classes)
         return {
-            "generator": Generator(self, image_shape, num_labels),
-            "discriminator": Discriminator(self, image_shape, num_labels),
+            "generator": Generator(self, image_shape, labels),
+            "discriminator": Discriminator(self, image_shape, labels),
         }
 
 
@@ -78,10 +73,10 @@ class Generator(nn.Module):
         super().__init__()
         self.latent_dim = knobs.latent_dim
         self.num_labels = num_labels
-        *widths, top = _widths(knobs, image_shape)
+        (*widths, top), base = _levels(knobs, image_shape)
         bias = knobs.generator_norm == "none"
         slope = knobs.negative_slope if knobs.activation == "leaky-relu" else 0.0
-        self.base = (top, *_base(knobs, image_shape))
+        self.base = (top, *base)
         self.embedding = nn.Embedding(num_labels, knobs.latent_dim) if num_labels else None
         in_features = knobs.latent_dim * (2 if num_labels else 1)
         # a matrix product: what a transposed convolution of a 1 x 1 map with a kernel of the base's size is
@@ -100,7 +95,7 @@ class Generator(nn.Module):
     def generate(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] of the latents (B, latent_dim) and, if conditional, labels (B,)."""
         if self.embedding is not None:
-            z = torch.cat([z, self.embedding(_given(labels, self.num_labels))], dim=1)
+            z = torch.cat([z, self.embedding(given(labels, self.num_labels))], dim=1)
         images = self.layers(self.project(z).unflatten(1, self.base))
         return torch.tanh(images.float())  # in bf16 tanh is flat, and gives no gradient, above 0.998
 
@@ -115,7 +110,7 @@ class Discriminator(nn.Module):
     def __init__(self, knobs: DCGAN, image_shape: tuple[int, int, int], num_labels: int) -> None:
         super().__init__()
         self.num_labels = num_labels
-        first, *widths = _widths(knobs, image_shape)
+        (first, *widths), base = _levels(knobs, image_shape)
         bias = knobs.discriminator_norm == "none" or not widths  # without a batch norm nothing else shifts
         slope = knobs.negative_slope
         layers: list[nn.Module] = [nn.Conv2d(image_shape[0], first, 4, 2, 1, bias=bias), _rectifier(slope)]
@@ -125,8 +120,7 @@ class Discriminator(nn.Module):
             layers += [*_norm(knobs.discriminator_norm, width), _rectifier(slope)]
             top = width
         self.layers = nn.Sequential(*layers)
-        height, width = _base(knobs, image_shape)
-        num_features = top * height * width
+        num_features = top * base[0] * base[1]
         self.head = nn.Linear(num_features, 1, bias=bias)
         self.embedding = nn.Embedding(num_labels, num_features) if num_labels else None
         self.apply(_initialise)
@@ -141,7 +135,7 @@ class Discriminator(nn.Module):
         if self.head.bias is not None:
             logits = logits + self.head.bias
         if self.embedding is not None:
-            embedded = self.embedding(_given(labels, self.num_labels))
+            embedded = self.embedding(given(labels, self.num_labels))
             logits = logits + (features * embedded).sum(dim=1)
         return logits
 
@@ -180,8 +174,7 @@ class DCGANClassifier:
         Raises:
             ValueError: fewer than two classes.
         """
-        if num_classes < 2:
-            raise ValueError(f"model dcgan-classifier needs 2 classes or more, and the data have {num_classes}")
+        check_classes("dcgan-classifier", num_classes)
         return {"classifier": DiscriminatorClassifier(self.gan(), image_shape, num_classes)}
 
 
@@ -218,38 +211,10 @@ class DiscriminatorClassifier(nn.Module):
         return logits
 
 
-def _num_doublings(knobs: DCGAN, image_shape: tuple[int, int, int]) -> int:
-    """Levels between the base and the image."""
-    _, height, width = image_shape
-    base = knobs.min_base
-    doublings = max(0, (min(height, width) // base).bit_length() - 1)
-    step = 2**doublings
-    if doublings == 0:
-        problem = f"each side must be at least {2 * base}"
-        use = (max(height // 2 * 2, 2 * base), max(width // 2 * 2, 2 * base))
-    else:
-        problem = (
-            f"the smaller side must be {base} to {2 * base - 1} times a power of two, "
-            "and the other a multiple of that power"
-        )
-        use = (height // step * step, width // step * step)
-    if doublings == 0 or height % step or width % step:
-        raise ValueError(
-            f"model dcgan cannot make images of {height} x {width} pixels: {problem}; "
-            f"set data.image_size, e.g. to {use[0]} {use[1]}"
-        )
-    return doublings
-
-
-def _base(knobs: DCGAN, image_shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Height and width of the smallest map."""
-    step = 2 ** _num_doublings(knobs, image_shape)
-    return image_shape[1] // step, image_shape[2] // step
-
-
-def _widths(knobs: DCGAN, image_shape: tuple[int, int, int]) -> list[int]:
-    """Channels of each level, from the image inwards."""
-    return [min(knobs.max_width, knobs.width * 2**level) for level in range(_num_doublings(knobs, image_shape))]
+def _levels(knobs: DCGAN, image_shape: tuple[int, int, int]) -> tuple[list[int], tuple[int, int]]:
+    """Channels of each level that has a convolution, from the image inwards, and the sides of the smallest map."""
+    widths, base = levels("dcgan", image_shape, knobs.width, knobs.max_width, knobs.min_base)
+    return widths[:-1], base
 
 
 def _norm(kind: str, channels: int) -> list[nn.Module]:
@@ -258,12 +223,6 @@ def _norm(kind: str, channels: int) -> list[nn.Module]:
 
 def _rectifier(slope: float) -> nn.Module:
     return nn.LeakyReLU(slope, inplace=True) if slope else nn.ReLU(inplace=True)
-
-
-def _given(labels: Tensor | None, num_labels: int) -> Tensor:
-    if labels is None:
-        raise ValueError(f"this network is conditional, and got no labels; pass labels (B,) from 0 to {num_labels - 1}")
-    return labels
 
 
 def _initialise(module: nn.Module) -> None:

@@ -6,32 +6,17 @@ the encoder's maps enter at their own resolution.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from genray.models.knobs import at_least, check_halvings
+from genray.models.latent_distributions import Pass
+from genray.models.pixel_distributions import mean_images, num_outputs
+
 LOGVAR_RANGE = (-10.0, 4.0)
 """Bounds of log variances: of posteriors and priors alike."""
-NUM_LOGISTICS = 10
-"""Logistic distributions in the mixture of a pixel."""
-
-
-class Pass(NamedTuple):
-    """What one forward pass says of B images with K sets of latents of each."""
-
-    parameters: Tensor
-    """(B * K, P, H, W): of the distribution of the pixels, unbounded."""
-    mu: Tensor
-    """(B, latent_dim): means of the posteriors of all maps, those of finer ones given the first draw."""
-    logvar: Tensor
-    """(B, latent_dim)."""
-    z: Tensor
-    """(B * K, latent_dim)."""
-    log_q: Tensor
-    """(B, K), nats."""
-    log_p: Tensor
-    """(B, K), nats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +37,11 @@ class HierarchicalVAE:
     """What the decoder says of a pixel: logits, with a scale beside them, or a mixture."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "latent_channels", "num_halvings", "blocks_per_level"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)!r} must be at least 1")
+        at_least(1, self, "width", "latent_channels", "num_halvings", "blocks_per_level")
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises ValueError, with the cure, when images of (C, H, W) cannot be halved as often."""
-        step = 2**self.num_halvings
-        if image_shape[1] % step or image_shape[2] % step:
-            raise ValueError(
-                f"model hierarchical-vae halves each side {self.num_halvings} times, and {image_shape[1]} x "
-                f"{image_shape[2]} pixels do not divide by {step}; set model.num_halvings or data.image_size"
-            )
+        check_halvings("hierarchical-vae", "num_halvings", self.num_halvings, image_shape)
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, nn.Module]:
         """A fresh `vae` for images of (C, H, W); it has no use for labels.
@@ -95,8 +73,7 @@ class HierarchicalNetwork(nn.Module):
         )
         self.start = nn.Parameter(torch.zeros(1, width, *sizes[0]))
         self.latents = nn.ModuleList(LatentBlock(width, knobs.latent_channels) for _ in self.shapes)
-        per_channel = {"logits": image_shape[0], "scale": 2 * image_shape[0]}
-        last = per_channel.get(knobs.output, NUM_LOGISTICS * (1 + 2 * image_shape[0]))
+        last = num_outputs(knobs.output, image_shape[0])
         self.head = nn.Sequential(Residual(width, width), nn.SiLU(), nn.Conv2d(width, last, 3, 1, 1))
 
     def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -106,12 +83,12 @@ class HierarchicalNetwork(nn.Module):
 
     def generate(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Mean images (B, C, H, W) in [-1, 1] of normal numbers (B, latent_dim), through the priors."""
-        return self._means(self._descend(None, z)[0])
+        return mean_images(self._descend(None, z)[0], self.output)
 
     def reconstruct(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] as they come back through the means of their posteriors."""
         noise = torch.zeros(len(images), self.latent_dim, device=images.device)
-        return self._means(self._descend(self._maps(images), noise)[0])
+        return mean_images(self._descend(self._maps(images), noise)[0], self.output)
 
     def forward(self, images: Tensor, noise: Tensor, labels: Tensor | None = None) -> Pass:
         """The posteriors of each image, latents drawn from them, and what the decoder says of them.
@@ -149,15 +126,6 @@ class HierarchicalNetwork(nn.Module):
             x, parts = block(x, seen, own.view(-1, *self.shapes[index]))
             drawn.append(tuple(part.flatten(1) for part in parts))
         return self.head(nn.functional.interpolate(x, scale_factor=2)), drawn
-
-    def _means(self, decoded: Tensor) -> Tensor:
-        decoded = decoded.float()
-        if self.output == "logistic-mixture":
-            weights, rest = decoded[:, :NUM_LOGISTICS], decoded[:, NUM_LOGISTICS:]
-            means = rest.view(len(rest), 2, NUM_LOGISTICS, -1, *rest.shape[2:])[:, 0]
-            return (weights.softmax(dim=1).unsqueeze(2) * means).sum(dim=1).clamp(-1, 1)
-        logits = decoded if self.output == "logits" else decoded.chunk(2, dim=1)[0]
-        return 2 * torch.sigmoid(logits) - 1
 
 
 class LatentBlock(nn.Module):

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genray.models.knobs import at_least, given, levels, num_labels
+from genray.models.resampling import Double, Halve
+
 SLOPE = 0.2
 """Of leaky-relu below zero."""
 
@@ -42,9 +45,7 @@ class R3GAN:
     """Give class labels to both networks; needs two classes or more."""
 
     def __post_init__(self) -> None:
-        for name in ("latent_dim", "width", "max_width", "num_blocks", "expansion", "group_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)!r} must be at least 1")
+        at_least(1, self, "latent_dim", "width", "max_width", "num_blocks", "expansion", "group_width")
         for name in ("width", "max_width"):
             if getattr(self, name) % min(self.group_width, self.width):
                 raise ValueError(
@@ -53,7 +54,7 @@ class R3GAN:
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises ValueError, with the cure, when images of (C, H, W) cannot be made by doubling a base."""
-        _num_doublings(image_shape)
+        levels("r3gan", image_shape, self.width, self.max_width)
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, nn.Module]:
         """Fresh `generator` and `discriminator` for images of (C, H, W).
@@ -61,15 +62,10 @@ class R3GAN:
         Raises:
             ValueError: a size that cannot be made, or labels asked of fewer than two classes.
         """
-        if self.conditional and num_classes < 2:
-            raise ValueError(
-                f"model.conditional needs 2 classes or more, and the data have {num_classes}; "
-                "set model.conditional to false"
-            )
-        num_labels = num_classes if self.conditional else 0
+        labels = num_labels(self.conditional, num_classes)
         return {
-            "generator": Generator(self, image_shape, num_labels),
-            "discriminator": Discriminator(self, image_shape, num_labels),
+            "generator": Generator(self, image_shape, labels),
+            "discriminator": Discriminator(self, image_shape, labels),
         }
 
 
@@ -80,26 +76,27 @@ class Generator(nn.Module):
         super().__init__()
         self.latent_dim = knobs.latent_dim
         self.num_labels = num_labels
-        widths = _widths(knobs, image_shape)[::-1]
+        widths, base = levels("r3gan", image_shape, knobs.width, knobs.max_width)
+        widths.reverse()
         self.embedding = _embedding(num_labels, knobs.latent_dim)
         if self.embedding is not None:
             # as long as a one-hot label: as long as z it would drown it, and the images of a class be nearly one
             nn.init.normal_(self.embedding.weight, 0.0, knobs.latent_dim**-0.5)
         self.project = nn.Linear(knobs.latent_dim * (2 if num_labels else 1), widths[0], bias=False)
         nn.init.normal_(self.project.weight, 0.0, self.project.in_features**-0.5)
-        self.basis = nn.Parameter(torch.randn(widths[0], *_base(image_shape)))
-        levels: list[nn.Module] = []
+        self.basis = nn.Parameter(torch.randn(widths[0], *base))
+        layers: list[nn.Module] = []
         for i, width in enumerate(widths):
             if i:
-                levels += [*_matched(widths[i - 1], width), Double()]
-            levels += [Block(knobs, width, len(widths)) for _ in range(knobs.num_blocks)]
-        self.levels = nn.Sequential(*levels)
+                layers += [*_matched(widths[i - 1], width), Double()]
+            layers += [Block(knobs, width, len(widths)) for _ in range(knobs.num_blocks)]
+        self.levels = nn.Sequential(*layers)
         self.last = _scaled(nn.Conv2d(widths[-1], image_shape[0], 1, bias=False))
 
     def generate(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W), meant for [-1, 1], of the latents (B, latent_dim) and, if conditional, labels (B,)."""
         if self.embedding is not None:
-            z = torch.cat([z, self.embedding(_given(labels, self.num_labels))], dim=1)
+            z = torch.cat([z, self.embedding(given(labels, self.num_labels))], dim=1)
         maps = self.project(z)[:, :, None, None] * self.basis
         images: Tensor = self.last(self.levels(maps)).float()
         return images
@@ -115,15 +112,15 @@ class Discriminator(nn.Module):
     def __init__(self, knobs: R3GAN, image_shape: tuple[int, int, int], num_labels: int) -> None:
         super().__init__()
         self.num_labels = num_labels
-        widths = _widths(knobs, image_shape)
-        levels: list[nn.Module] = [_scaled(nn.Conv2d(image_shape[0], widths[0], 1, bias=False))]
+        widths, base = levels("r3gan", image_shape, knobs.width, knobs.max_width)
+        layers: list[nn.Module] = [_scaled(nn.Conv2d(image_shape[0], widths[0], 1, bias=False))]
         for i, width in enumerate(widths):
             if i:
-                levels += [Halve(), *_matched(widths[i - 1], width)]
-            levels += [Block(knobs, width, len(widths)) for _ in range(knobs.num_blocks)]
-        self.levels = nn.Sequential(*levels)
+                layers += [Halve(), *_matched(widths[i - 1], width)]
+            layers += [Block(knobs, width, len(widths)) for _ in range(knobs.num_blocks)]
+        self.levels = nn.Sequential(*layers)
         # one weight a channel and place: the mirror image of the generator's basis
-        self.basis = nn.Parameter(torch.randn(widths[-1], *_base(image_shape)) / math.prod(_base(image_shape)) ** 0.5)
+        self.basis = nn.Parameter(torch.randn(widths[-1], *base) / math.prod(base) ** 0.5)
         self.head = nn.Linear(widths[-1], knobs.latent_dim if num_labels else 1, bias=False)
         nn.init.normal_(self.head.weight, 0.0, widths[-1] ** -0.5)
         self.embedding = _embedding(num_labels, knobs.latent_dim)
@@ -135,7 +132,7 @@ class Discriminator(nn.Module):
             # the layer itself would give its weight a gradient of transposed strides, which DDP copies, and warns about
             logits: Tensor = features @ self.head.weight.flatten()
             return logits
-        embedded = self.embedding(_given(labels, self.num_labels))
+        embedded = self.embedding(given(labels, self.num_labels))
         projected: Tensor = (self.head(features) * embedded).sum(dim=1) / embedded.shape[1] ** 0.5
         return projected
 
@@ -161,29 +158,6 @@ class Block(nn.Module):
         return total
 
 
-class Double(nn.Module):
-    """Maps (B, C, H, W) to (B, C, 2 H, 2 W): each new pixel 3/4 and 1/4 of the nearest two, along both sides."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Maps of twice the sides; outside of the border is zero."""
-        # as bilinear interpolation, whose gradient on a GPU would be another in every run
-        return _smoothed(F.interpolate(maps, scale_factor=2.0, mode="nearest"))
-
-
-class Halve(nn.Module):
-    """Maps (B, C, H, W) to (B, C, H / 2, W / 2): each new pixel 1, 3, 3, 1 eighths of four, along both sides."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Maps of half the sides; outside of the border is zero."""
-        # means of two neighbours, three times over: a convolution a channel is many times slower to differentiate twice
-        return F.avg_pool2d(_smoothed(maps), 2)
-
-
-def _smoothed(maps: Tensor) -> Tensor:
-    """Each pixel 1, 2, 1 quarters of three, along both sides; outside of the border is zero."""
-    return F.avg_pool2d(F.avg_pool2d(maps, 2, 1, padding=1), 2, 1)
-
-
 def _matched(before: int, after: int) -> list[nn.Module]:
     """What changes the number of channels, where it changes."""
     return [] if before == after else [_scaled(nn.Conv2d(before, after, 1, bias=False))]
@@ -199,35 +173,3 @@ def _scaled(layer: nn.Conv2d, gain: float = 1.0) -> nn.Conv2d:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
-
-
-def _num_doublings(image_shape: tuple[int, int, int]) -> int:
-    """Levels between a base of 4 to 7 pixels and the image."""
-    _, height, width = image_shape
-    doublings = max(0, (min(height, width) // 4).bit_length() - 1)
-    step = 2 ** max(1, doublings)
-    if doublings == 0 or height % step or width % step:
-        use = [max(8, side // step * step) for side in (height, width)]
-        raise ValueError(
-            f"model r3gan cannot make images of {height} x {width} pixels: the smaller side must be 4 to 7 times a "
-            "power of two from 2 on, and the other a multiple of that power; "
-            f"set data.image_size, e.g. to {use[0]} {use[1]}"
-        )
-    return doublings
-
-
-def _base(image_shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Height and width of the smallest map."""
-    doublings = _num_doublings(image_shape)
-    return image_shape[1] >> doublings, image_shape[2] >> doublings
-
-
-def _widths(knobs: R3GAN, image_shape: tuple[int, int, int]) -> list[int]:
-    """Channels of each level, from the image inwards."""
-    return [min(knobs.max_width, knobs.width * 2**level) for level in range(_num_doublings(image_shape) + 1)]
-
-
-def _given(labels: Tensor | None, num_labels: int) -> Tensor:
-    if labels is None:
-        raise ValueError(f"this network is conditional, and got no labels; pass labels (B,) from 0 to {num_labels - 1}")
-    return labels

@@ -9,6 +9,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genray.models.knobs import at_least, check_classes
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetClassifier:
@@ -28,9 +30,7 @@ class ResNetClassifier:
     """Blocks, of two convolutions each, per stage."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "num_stages", "blocks_per_stage"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)!r} must be at least 1")
+        at_least(1, self, "width", "num_stages", "blocks_per_stage")
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Any size will do."""
@@ -41,11 +41,7 @@ class ResNetClassifier:
         Raises:
             ValueError: fewer than two classes.
         """
-        if num_classes < 2:
-            raise ValueError(
-                f"model resnet-classifier needs 2 classes or more, and the data have {num_classes}; "
-                "set data.name or data.root to a set with one folder or label per class"
-            )
+        check_classes("resnet-classifier", num_classes)
         return {"classifier": ResNet(self, image_shape, num_classes)}
 
 

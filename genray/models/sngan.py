@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from genray.models.knobs import at_least, given, levels, num_labels
+
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
@@ -46,13 +48,11 @@ class SNGAN:
     """Networks whose weights are divided by their largest singular value; none for a gradient penalty alone."""
 
     def __post_init__(self) -> None:
-        for name in ("latent_dim", "width", "discriminator_width", "max_width", "max_discriminator_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)!r} must be at least 1")
+        at_least(1, self, "latent_dim", "width", "discriminator_width", "max_width", "max_discriminator_width")
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises ValueError, with the cure, when images of (C, H, W) cannot be made by doubling a base."""
-        _num_doublings(image_shape)
+        levels("sngan", image_shape, self.width, self.max_width)
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, nn.Module]:
         """Fresh `generator` and `discriminator` for images of (C, H, W).
@@ -60,15 +60,10 @@ class SNGAN:
         Raises:
             ValueError: a size that cannot be made, or labels asked of fewer than two classes.
         """
-        if self.conditional and num_classes < 2:
-            raise ValueError(
-                f"model.conditional needs 2 classes or more, and the data have {num_classes}; "
-                "set model.conditional to false"
-            )
-        num_labels = num_classes if self.conditional else 0
+        labels = num_labels(self.conditional, num_classes)
         return {
-            "generator": Generator(self, image_shape, num_labels),
-            "discriminator": Discriminator(self, image_shape, num_labels),
+            "generator": Generator(self, image_shape, labels),
+            "discriminator": Discriminator(self, image_shape, labels),
         }
 
 
@@ -79,14 +74,13 @@ class Generator(nn.Module):
         super().__init__()
         self.latent_dim = knobs.latent_dim
         self.num_labels = num_labels
-        levels = _num_doublings(image_shape)
-        *widths, top = [min(knobs.max_width, knobs.width * 2**level) for level in range(levels + 1)]
-        self.base = (top, image_shape[1] >> levels, image_shape[2] >> levels)
+        (*widths, top), base = levels("sngan", image_shape, knobs.width, knobs.max_width)
+        self.base = (top, *base)
         self.project = _initialised(nn.Linear(knobs.latent_dim, self.base[0] * self.base[1] * self.base[2]))
         blocks: list[nn.Module] = []
         for level, width in reversed(list(enumerate(widths))):
             blocks += [UpBlock(top, width, num_labels)]
-            if knobs.attention and level == min(1, levels - 1):
+            if knobs.attention and level == min(1, len(widths) - 1):
                 blocks += [Attention(width)]
             top = width
         self.blocks = nn.ModuleList(blocks)
@@ -98,7 +92,7 @@ class Generator(nn.Module):
     def generate(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] of the latents (B, latent_dim) and, if conditional, labels (B,)."""
         if self.num_labels:
-            labels = _given(labels, self.num_labels)
+            labels = given(labels, self.num_labels)
         maps = self.project(z).unflatten(1, self.base)
         for block in self.blocks:
             maps = block(maps, labels) if isinstance(block, UpBlock) else block(maps)
@@ -115,13 +109,12 @@ class Discriminator(nn.Module):
     def __init__(self, knobs: SNGAN, image_shape: tuple[int, int, int], num_labels: int) -> None:
         super().__init__()
         self.num_labels = num_labels
-        halvings = _num_doublings(image_shape) - 1
-        sizes = [min(knobs.max_discriminator_width, knobs.discriminator_width * 2**i) for i in range(halvings + 1)]
+        (*sizes, _), _ = levels("sngan", image_shape, knobs.discriminator_width, knobs.max_discriminator_width)
         width = sizes[0]
-        blocks: list[nn.Module] = [DownBlock(image_shape[0], width, halve=halvings > 0, first=True)]
+        blocks: list[nn.Module] = [DownBlock(image_shape[0], width, halve=len(sizes) > 1, first=True)]
         if knobs.attention:
             blocks += [Attention(width)]
-        for after in sizes[1:halvings]:
+        for after in sizes[1:-1]:
             blocks += [DownBlock(width, after, halve=True)]
             width = after
         for _ in range(2):
@@ -141,7 +134,7 @@ class Discriminator(nn.Module):
         # the layer itself would give its weight a gradient of transposed strides, which DDP copies, and warns about
         logits: Tensor = features @ self.head.weight.flatten() + self.head.bias
         if self.embedding is not None:
-            logits = logits + (features * self.embedding(_given(labels, self.num_labels))).sum(dim=1)
+            logits = logits + (features * self.embedding(given(labels, self.num_labels))).sum(dim=1)
         return logits
 
 
@@ -157,9 +150,10 @@ class UpBlock(nn.Module):
 
     def forward(self, maps: Tensor, labels: Tensor | None) -> Tensor:
         """Maps of the block, unbounded."""
-        hidden = self.first(_doubled(F.relu(self.norms[0](maps, labels))))
+        hidden = self.first(F.interpolate(F.relu(self.norms[0](maps, labels)), scale_factor=2.0))
         hidden = self.second(F.relu(self.norms[1](hidden, labels)))
-        doubled: Tensor = hidden + _doubled(self.shortcut(maps))  # a 1 x 1 convolution goes before or after alike
+        # a 1 x 1 convolution goes before or after alike
+        doubled: Tensor = hidden + F.interpolate(self.shortcut(maps), scale_factor=2.0)
         return doubled
 
 
@@ -226,25 +220,6 @@ class Attention(nn.Module):
         return attended
 
 
-def _num_doublings(image_shape: tuple[int, int, int]) -> int:
-    """Levels between a base of 4 to 7 pixels and the image."""
-    _, height, width = image_shape
-    doublings = max(0, (min(height, width) // 4).bit_length() - 1)
-    step = 2 ** max(1, doublings)
-    if doublings == 0 or height % step or width % step:
-        use = [max(8, side // step * step) for side in (height, width)]
-        raise ValueError(
-            f"model sngan cannot make images of {height} x {width} pixels: the smaller side must be 4 to 7 times a "
-            "power of two from 2 on, and the other a multiple of that power; "
-            f"set data.image_size, e.g. to {use[0]} {use[1]}"
-        )
-    return doublings
-
-
-def _doubled(maps: Tensor) -> Tensor:
-    return F.interpolate(maps, scale_factor=2.0, mode="nearest")
-
-
 def _initialised(layer: Layer, gain: float = 1.0) -> Layer:
     """`layer` with uniform weights that keep variance times gain² on the way there and back, and no bias."""
     nn.init.xavier_uniform_(layer.weight, gain)
@@ -259,9 +234,3 @@ def _normalise(network: nn.Module) -> None:
     for layer in list(network.modules()):
         if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding) and id(layer) not in of_norms:
             spectral_norm(layer)
-
-
-def _given(labels: Tensor | None, num_labels: int) -> Tensor:
-    if labels is None:
-        raise ValueError(f"this network is conditional, and got no labels; pass labels (B,) from 0 to {num_labels - 1}")
-    return labels

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genray.models.knobs import at_least, given, levels, num_labels
+from genray.models.resampling import Double, Halve
+
 SLOPE = 0.2
 """Of leaky-relu below zero."""
 MEAN_DECAY = 0.998
@@ -50,15 +53,13 @@ class StyleGAN2:
     """Give class labels to both networks; needs two classes or more."""
 
     def __post_init__(self) -> None:
-        for name in ("latent_dim", "style_dim", "num_mapping_layers", "width", "max_width", "deviation_group"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)!r} must be at least 1")
+        at_least(1, self, "latent_dim", "style_dim", "num_mapping_layers", "width", "max_width", "deviation_group")
         if not self.mapping_lr > 0:
             raise ValueError(f"model.mapping_lr={self.mapping_lr!r} must be above 0, e.g. 0.01")
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises ValueError, with the cure, when images of (C, H, W) cannot be made by doubling a base."""
-        _num_doublings(image_shape)
+        levels("stylegan2", image_shape, self.width, self.max_width)
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, nn.Module]:
         """Fresh `generator` and `discriminator` for images of (C, H, W).
@@ -66,15 +67,10 @@ class StyleGAN2:
         Raises:
             ValueError: a size that cannot be made, or labels asked of fewer than two classes.
         """
-        if self.conditional and num_classes < 2:
-            raise ValueError(
-                f"model.conditional needs 2 classes or more, and the data have {num_classes}; "
-                "set model.conditional to false"
-            )
-        num_labels = num_classes if self.conditional else 0
+        labels = num_labels(self.conditional, num_classes)
         return {
-            "generator": Generator(self, image_shape, num_labels),
-            "discriminator": Discriminator(self, image_shape, num_labels),
+            "generator": Generator(self, image_shape, labels),
+            "discriminator": Discriminator(self, image_shape, labels),
         }
 
 
@@ -99,14 +95,15 @@ class Generator(nn.Module):
             size = knobs.style_dim
         self.mapping = nn.Sequential(*layers)
         self.register_buffer("mean_style", torch.zeros(max(1, num_labels), knobs.style_dim))
-        widths = _widths(knobs, image_shape)[::-1]
-        self.constant = nn.Parameter(torch.randn(1, widths[0], *_base(image_shape)))
-        levels = [
+        widths, base = levels("stylegan2", image_shape, knobs.width, knobs.max_width)
+        widths.reverse()
+        self.constant = nn.Parameter(torch.randn(1, widths[0], *base))
+        synthesis = [
             SynthesisLevel(widths[max(0, i - 1)], width, knobs.style_dim, image_shape[0], doubles=i > 0)
             for i, width in enumerate(widths)
         ]
-        self.levels = nn.ModuleList(levels)
-        self.num_styles = sum(level.num_styles for level in levels)
+        self.levels = nn.ModuleList(synthesis)
+        self.num_styles = sum(level.num_styles for level in synthesis)
 
     def styles(self, z: Tensor, labels: Tensor | None = None, truncation: float = 1.0) -> Tensor:
         """Styles (B, style_dim) of latents (B, latent_dim) and, if conditional, labels (B,).
@@ -118,7 +115,7 @@ class Generator(nn.Module):
         """
         z = _unit(z)
         if self.embedding is not None:
-            z = torch.cat([z, _unit(self.embedding(_given(labels, self.num_labels)))], dim=1)
+            z = torch.cat([z, _unit(self.embedding(given(labels, self.num_labels)))], dim=1)
         w: Tensor = self.mapping(z)
         if self.training and torch.is_grad_enabled():
             self._move_mean(w.detach().float(), labels)
@@ -155,7 +152,7 @@ class Generator(nn.Module):
     def _move_mean(self, styles: Tensor, labels: Tensor | None) -> None:
         members = styles.new_ones(1, len(styles))
         if self.embedding is not None:
-            members = F.one_hot(_given(labels, self.num_labels), self.num_labels).T.to(styles.dtype)
+            members = F.one_hot(given(labels, self.num_labels), self.num_labels).T.to(styles.dtype)
         counts = members.sum(dim=1, keepdim=True)
         means = members @ styles / counts.clamp(min=1)
         self.mean_style.lerp_(means, counts.clamp(max=1) * (1 - MEAN_DECAY))  # classes without members stay
@@ -167,6 +164,7 @@ class SynthesisLevel(nn.Module):
     def __init__(self, before: int, width: int, style_dim: int, channels: int, *, doubles: bool) -> None:
         super().__init__()
         self.num_styles = 3 if doubles else 2
+        self.upsample = Double()
         self.first = ModulatedConv(before, width, 3, style_dim) if doubles else None
         self.second = ModulatedConv(width, width, 3, style_dim)
         self.to_image = ModulatedConv(width, channels, 1, style_dim, demodulate=False)
@@ -179,7 +177,7 @@ class SynthesisLevel(nn.Module):
         Takes `num_styles` of `styles`; the image of a level that does not double is not read.
         """
         if self.first is not None:
-            maps, image = _doubled(maps), _doubled(image)
+            maps, image = self.upsample(maps), self.upsample(image)
             maps = _rectified(self.first(maps, next(styles)) + self.biases[0])
         maps = _rectified(self.second(maps, next(styles)) + self.biases[-1])
         own = self.to_image(maps, next(styles)) + self.image_bias
@@ -215,12 +213,12 @@ class Discriminator(nn.Module):
     def __init__(self, knobs: StyleGAN2, image_shape: tuple[int, int, int], num_labels: int) -> None:
         super().__init__()
         self.num_labels, self.deviation_group = num_labels, knobs.deviation_group
-        widths = _widths(knobs, image_shape)
-        levels: list[nn.Module] = [Conv(image_shape[0], widths[0], 1), Rectifier()]
+        widths, base = levels("stylegan2", image_shape, knobs.width, knobs.max_width)
+        layers: list[nn.Module] = [Conv(image_shape[0], widths[0], 1), Rectifier()]
         for before, after in itertools.pairwise(widths):
-            levels += [DiscriminatorLevel(before, after)]
-        self.levels = nn.Sequential(*levels)
-        top, base = widths[-1], _base(image_shape)
+            layers += [DiscriminatorLevel(before, after)]
+        self.levels = nn.Sequential(*layers)
+        top = widths[-1]
         self.last = Conv(top + (knobs.deviation_group > 1), top, 3)
         self.hidden = Linear(top * math.prod(base), top)
         self.head = Linear(top, knobs.latent_dim if num_labels else 1)
@@ -235,7 +233,7 @@ class Discriminator(nn.Module):
         logits: Tensor = self.head(features)
         if self.embedding is None:
             return logits.squeeze(1)
-        embedded = _unit(self.embedding(_given(labels, self.num_labels)))
+        embedded = _unit(self.embedding(given(labels, self.num_labels)))
         projected: Tensor = (logits * embedded).sum(dim=1) / embedded.shape[1] ** 0.5
         return projected
 
@@ -285,15 +283,6 @@ class Conv(nn.Module):
         return F.conv2d(maps, self.weight * self.scale, self.bias, padding=self.weight.shape[-1] // 2)
 
 
-class Halve(nn.Module):
-    """Maps (B, C, H, W) to (B, C, H / 2, W / 2): each new pixel 1, 3, 3, 1 eighths of four, along both sides."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Maps of half the sides; outside of the border is zero."""
-        # means of two neighbours, three times over: a convolution a channel is many times slower to differentiate twice
-        return F.avg_pool2d(_smoothed(maps), 2)
-
-
 class Rectifier(nn.Module):
     """Leaky-relu that keeps the variance."""
 
@@ -318,46 +307,3 @@ def _deviations(maps: Tensor, group: int) -> Tensor:
     grouped = maps.to(exact).reshape(-1, group, *maps.shape[1:])
     deviations: Tensor = (grouped.var(dim=1, correction=0) + 1e-8).sqrt().mean(dim=(1, 2, 3))
     return deviations.repeat_interleave(group)[:, None, None, None].expand(-1, 1, *maps.shape[2:]).to(maps.dtype)
-
-
-def _smoothed(maps: Tensor) -> Tensor:
-    """Each pixel 1, 2, 1 quarters of three, along both sides; outside of the border is zero."""
-    return F.avg_pool2d(F.avg_pool2d(maps, 2, 1, padding=1), 2, 1)
-
-
-def _doubled(maps: Tensor) -> Tensor:
-    """Twice the sides: each new pixel 3/4 and 1/4 of the nearest two, along both sides; outside is zero."""
-    # as bilinear interpolation, whose gradient on a GPU would be another in every run
-    return _smoothed(F.interpolate(maps, scale_factor=2.0, mode="nearest"))
-
-
-def _num_doublings(image_shape: tuple[int, int, int]) -> int:
-    """Levels between a base of 4 to 7 pixels and the image."""
-    _, height, width = image_shape
-    doublings = max(0, (min(height, width) // 4).bit_length() - 1)
-    step = 2 ** max(1, doublings)
-    if doublings == 0 or height % step or width % step:
-        use = [max(8, side // step * step) for side in (height, width)]
-        raise ValueError(
-            f"model stylegan2 cannot make images of {height} x {width} pixels: the smaller side must be 4 to 7 times a "
-            "power of two from 2 on, and the other a multiple of that power; "
-            f"set data.image_size, e.g. to {use[0]} {use[1]}"
-        )
-    return doublings
-
-
-def _base(image_shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Height and width of the smallest map."""
-    doublings = _num_doublings(image_shape)
-    return image_shape[1] >> doublings, image_shape[2] >> doublings
-
-
-def _widths(knobs: StyleGAN2, image_shape: tuple[int, int, int]) -> list[int]:
-    """Channels of each level, from the image inwards."""
-    return [min(knobs.max_width, knobs.width * 2**level) for level in range(_num_doublings(image_shape) + 1)]
-
-
-def _given(labels: Tensor | None, num_labels: int) -> Tensor:
-    if labels is None:
-        raise ValueError(f"this network is conditional, and got no labels; pass labels (B,) from 0 to {num_labels - 1}")
-    return labels

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genray.models.knobs import at_least, check_halvings
+
 USE_DECAY = 0.99
 """Per step: how much of the past the running use of the codes, and the codes themselves, keep."""
 DEAD_USE = 0.03
@@ -59,25 +61,15 @@ class Tokenizer:
     """Residual blocks of each level, on each side."""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("num_codes", 2), ("code_dim", 1), ("width", 1), ("max_width", 1), ("num_downsamplings", 0),
-            ("num_blocks", 1),
-        ):  # fmt: skip
-            if getattr(self, name) < least:
-                raise ValueError(f"model.{name}={getattr(self, name)!r} must be at least {least}")
+        at_least(0, self, "num_downsamplings")
+        at_least(1, self, "code_dim", "width", "max_width", "num_blocks")
+        at_least(2, self, "num_codes")
         if not self.levels or min(self.levels) < 2:
             raise ValueError(f"model.levels={self.levels!r} must each be at least 2, e.g. 8 5 5 5")
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises ValueError, with the cure, when images of (C, H, W) cannot be halved as often."""
-        step = 2**self.num_downsamplings
-        _, height, width = image_shape
-        if height % step or width % step:
-            raise ValueError(
-                f"model tokenizer halves each side {self.num_downsamplings} times, and {height} x {width} pixels do "
-                f"not divide by {step}; set model.num_downsamplings lower, or data.image_size, e.g. to "
-                f"{max(step, height // step * step)} {max(step, width // step * step)}"
-            )
+        check_halvings("tokenizer", "num_downsamplings", self.num_downsamplings, image_shape)
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, nn.Module]:
         """A fresh `tokenizer` for images of (C, H, W); it has no use for labels.
@@ -107,9 +99,7 @@ class AdversarialTokenizer(Tokenizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("discriminator_width", "discriminator_halvings"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)!r} must be at least 1")
+        at_least(1, self, "discriminator_width", "discriminator_halvings")
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises ValueError, with the cure, when images of (C, H, W) cannot be halved as often."""

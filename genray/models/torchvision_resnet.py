@@ -9,6 +9,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from genray.models.knobs import at_least, check_classes
+
 Activation = Literal["relu", "silu", "gelu"]
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -47,8 +49,7 @@ class TorchvisionResNet:
     def __post_init__(self) -> None:
         if self.depth not in _BLOCKS:
             raise ValueError(f"model.depth={self.depth!r} must be 18, 34 or 50")
-        if self.width < 1:
-            raise ValueError(f"model.width={self.width!r} must be at least 1")
+        at_least(1, self, "width")
         if self.hidden < 0:
             raise ValueError(f"model.hidden={self.hidden!r} must be at least 0, units of a layer")
         if not 0 <= self.dropout < 1:
@@ -75,11 +76,7 @@ class TorchvisionResNet:
         Raises:
             ValueError: fewer than two classes.
         """
-        if num_classes < 2:
-            raise ValueError(
-                f"model torchvision-resnet needs 2 classes or more, and the data have {num_classes}; "
-                "set data.name or data.root to a set with one folder or label per class"
-            )
+        check_classes("torchvision-resnet", num_classes)
         return {"classifier": Classifier(self, image_shape, num_classes)}
 
 

@@ -1,45 +1,23 @@
 """Variational autoencoders of one vector of latents.
 
 Kingma and Welling 2014, arXiv:1312.6114; conditional: Sohn et al. 2015; VampPrior: Tomczak and Welling 2018,
-arXiv:1705.07120; inverse autoregressive flow: Kingma et al. 2016, arXiv:1606.04934. What a decoder says of
-the pixels is named by `output`: `logits`, whose sigmoid is the probability (Bernoulli) or the mean (Gaussian)
-of a pixel in [0, 1]; the same with a log standard deviation per pixel, or one for all (Rybkin et al. 2021,
-arXiv:2006.13202); or a mixture of logistic distributions (Salimans et al. 2017, arXiv:1701.05517).
+arXiv:1705.07120.
 """
 
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from genray.models.knobs import at_least, given, levels
+from genray.models.latent_distributions import AutoregressiveFlow, Mixture, Pass, choose, normal_log_density
+from genray.models.pixel_distributions import Output, mean_images, num_outputs
+
 LOGVAR_RANGE = (-20.0, 10.0)
 """Bounds of the posterior's log variance: its exponential stays finite whatever the encoder says."""
-LEAST_LOG_SIGMA = -6.0
-"""Least log standard deviation of a pixel on a scale of 0 to 1: well below a grey level."""
-NUM_LOGISTICS = 10
-"""Logistic distributions in the mixture of a pixel."""
-
-Output = Literal["logits", "scale", "global-scale", "logistic-mixture"]
-
-
-class Pass(NamedTuple):
-    """What one forward pass says of B images with K latents of each."""
-
-    parameters: Tensor
-    """(B * K, P, H, W): of the distribution of the pixels, unbounded, the latents of an image in a row."""
-    mu: Tensor
-    """(B, latent_dim): mean of the normal distribution that the encoder names."""
-    logvar: Tensor
-    """(B, latent_dim): its log variance."""
-    z: Tensor
-    """(B * K, latent_dim): as the decoder took them; a hook here sees the decoder's gradient alone."""
-    log_q: Tensor
-    """(B, K), nats: log density of the latents under the posterior."""
-    log_p: Tensor
-    """(B, K), nats: and under the prior."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +38,8 @@ class Latents:
     """Normal distributions that are fitted to the latents after training, and drawn from; 0: the prior is."""
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "latent_dim")
-        _at_least(0, self, "num_flows", "num_pseudo_inputs", "num_components")
+        at_least(1, self, "latent_dim")
+        at_least(0, self, "num_flows", "num_pseudo_inputs", "num_components")
         if self.num_pseudo_inputs and (self.conditional or self.num_flows):
             other = "conditional=True" if self.conditional else f"num_flows={self.num_flows}"
             raise ValueError(
@@ -102,7 +80,7 @@ class ConvVAE(Latents):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(1, self, "width", "max_width")
+        at_least(1, self, "width", "max_width")
         if self.num_pseudo_inputs and self.norm == "batch":
             raise ValueError(
                 f"model.num_pseudo_inputs={self.num_pseudo_inputs} encodes learned images beside real ones, and "
@@ -111,7 +89,10 @@ class ConvVAE(Latents):
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises ValueError, with the cure, when images of (C, H, W) cannot be made by doubling a base."""
-        _num_doublings(image_shape)
+        try:
+            _levels(self, image_shape)
+        except ValueError as error:
+            raise ValueError(f"{error}, or choose model mlp-vae") from None
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, nn.Module]:
         """A fresh `vae` for images of (C, H, W); labels are those of a conditional one.
@@ -139,7 +120,7 @@ class MLPVAE(Latents):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(1, self, "hidden", "num_layers")
+        at_least(1, self, "hidden", "num_layers")
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Any size will do."""
@@ -226,7 +207,8 @@ class VAE(nn.Module):
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """What is said of the pixels, (B, P, H, W), unbounded, of the latents (B, latent_dim)."""
         if self.num_labels:
-            z = torch.cat([z, nn.functional.one_hot(self._known(labels), self.num_labels).to(z.dtype)], dim=1)
+            told = nn.functional.one_hot(given(labels, self.num_labels), self.num_labels)
+            z = torch.cat([z, told.to(z.dtype)], dim=1)
         decoded: Tensor = self.decoder(z)
         if self.output == "global-scale":
             decoded = torch.cat([decoded, self.log_sigma.to(decoded.dtype).expand_as(decoded)], dim=1)
@@ -245,13 +227,13 @@ class VAE(nn.Module):
 
     def generate(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Mean images (B, C, H, W) in [-1, 1] of normal numbers (B, latent_dim), and labels if conditional."""
-        return self._means(self.decode(self.from_prior(z), labels))
+        return mean_images(self.decode(self.from_prior(z), labels), self.output)
 
     def reconstruct(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] as they come back through the middle of their posterior."""
         mu, logvar, context = self._posterior(images, labels)
         z, _ = self._draw(mu, logvar, context, torch.zeros_like(mu).unsqueeze(1))
-        return self._means(self.decode(z.squeeze(1), labels))
+        return mean_images(self.decode(z.squeeze(1), labels), self.output)
 
     def forward(self, images: Tensor, noise: Tensor, labels: Tensor | None = None) -> Pass:
         """The posterior of each image, latents drawn from it, and what the decoder says of them.
@@ -270,7 +252,7 @@ class VAE(nn.Module):
 
     def _posterior(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         if self.num_labels:
-            plane = self.label_plane(self._known(labels)).view(len(images), 1, *images.shape[2:])
+            plane = self.label_plane(given(labels, self.num_labels)).view(len(images), 1, *images.shape[2:])
             images = torch.cat([images, plane.to(images.dtype)], dim=1)
         mu, logvar, *context = self.encoder(images).float().split(self.latent_dim, dim=1)
         return mu, logvar.clamp(*LOGVAR_RANGE), context[0] if context else None
@@ -292,127 +274,32 @@ class VAE(nn.Module):
         each = normal_log_density(deviations) - 0.5 * logvar.sum(dim=1)
         return torch.logsumexp(each, dim=2) - math.log(len(mu))
 
-    def _means(self, decoded: Tensor) -> Tensor:
-        decoded = decoded.float()
-        if self.output == "logistic-mixture":
-            weights, means, _ = mixture_parts(decoded)
-            return (weights.softmax(dim=1).unsqueeze(2) * means).sum(dim=1).clamp(-1, 1)
-        logits = decoded if self.output == "logits" else decoded.chunk(2, dim=1)[0]
-        return 2 * torch.sigmoid(logits) - 1
-
-    def _known(self, labels: Tensor | None) -> Tensor:
-        if labels is None:
-            raise ValueError(f"labels=None for a conditional VAE, expected (B,) of 0 to {self.num_labels - 1}")
-        return labels
-
-
-class AutoregressiveFlow(nn.Module):
-    """Each dimension moved and scaled by what a masked network says of those before it, and of the image."""
-
-    first_mask: Tensor
-    last_mask: Tensor
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        hidden = max(64, 4 * dim)
-        self.from_context = nn.Linear(dim, hidden)
-        self.first, self.last = nn.Linear(dim, hidden), nn.Linear(hidden, 2 * dim)
-        inputs, units = torch.arange(dim), torch.arange(hidden) % max(1, dim - 1)
-        self.register_buffer("first_mask", (units.unsqueeze(1) >= inputs).float() * (dim > 1), persistent=False)
-        after = (inputs.unsqueeze(1) > units).float() if dim > 1 else torch.ones(1, hidden)
-        self.register_buffer("last_mask", after.repeat(2, 1), persistent=False)
-
-    def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """The latents moved, (B, K, dim), and the log of the volume that they gained, (B, K).
-
-        Args:
-            z: (B, K, dim).
-            context: (B, dim).
-        """
-        linear = nn.functional.linear
-        first = linear(z, self.first.weight * self.first_mask, self.first.bias)
-        hidden = torch.relu(first + self.from_context(context).unsqueeze(1))
-        shift, gate = linear(hidden, self.last.weight * self.last_mask, self.last.bias).float().chunk(2, dim=-1)
-        # near the identity at first
-        scale = torch.sigmoid(gate + 2)
-        return scale * z + (1 - scale) * shift, torch.log(scale).sum(dim=-1)
-
-
-class Mixture(nn.Module):
-    """Normal distributions with full covariances; all standard ones until they are fitted."""
-
-    weights: Tensor
-    means: Tensor
-    factors: Tensor
-
-    def __init__(self, num: int, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("weights", torch.full((num,), 1 / num))
-        self.register_buffer("means", torch.zeros(num, dim))
-        self.register_buffer("factors", torch.eye(dim).repeat(num, 1, 1))
-
-    def forward(self, noise: Tensor) -> Tensor:
-        """Draws of the mixture, (B, dim), from standard normal numbers (B, dim)."""
-        place, noise = choose(noise, self.weights)
-        return self.means[place] + (self.factors[place] @ noise.unsqueeze(2)).squeeze(2)
-
-
-def choose(noise: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Places (B,) in `weights` (K,), chosen by the first number of each row, and noise that is standard normal again.
-
-    Where the first number falls among the quantiles of its distribution chooses; where it falls within the chosen
-    piece is uniform, and made normal again. So one draw of `noise` is one draw of a mixture.
-    """
-    ends = weights.double().cumsum(0)
-    ends = ends / ends[-1]
-    at = torch.special.ndtr(noise[:, 0].double())
-    place = torch.searchsorted(ends, at, right=True).clamp(max=len(weights) - 1)
-    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
-    within = ((at - starts[place]) / (ends - starts)[place]).clamp(1e-9, 1 - 1e-9)
-    return place, torch.cat([torch.special.ndtri(within).unsqueeze(1).to(noise.dtype), noise[:, 1:]], dim=1)
-
-
-def num_outputs(output: Output, channels: int) -> int:
-    """Channels that a decoder ends in, for images of `channels`."""
-    return {
-        "logits": channels,
-        "global-scale": channels,
-        "scale": 2 * channels,
-        "logistic-mixture": NUM_LOGISTICS * (1 + 2 * channels),
-    }[output]
-
-
-def mixture_parts(decoded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights before the softmax (B, K, H, W), means on [-1, 1], log scales, each (B, K, C, H, W), of K logistics."""
-    weights, rest = decoded[:, :NUM_LOGISTICS], decoded[:, NUM_LOGISTICS:]
-    means, log_scales = rest.view(len(rest), 2, NUM_LOGISTICS, -1, *rest.shape[2:]).unbind(dim=1)
-    return weights, means, log_scales
-
-
-def normal_log_density(z: Tensor) -> Tensor:
-    """Log density of a standard normal distribution, in nats, over the last dimension of `z`."""
-    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(dim=-1)
-
 
 def _conv_encoder(knobs: ConvVAE, image_shape: tuple[int, int, int]) -> nn.Module:
-    widths = [image_shape[0], *_widths(knobs, image_shape)]
+    widths, base = _levels(knobs, image_shape)
+    widths = [image_shape[0], *widths]
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
         layers += [nn.Conv2d(before, after, 4, 2, 1, bias=knobs.norm == "none"), *_norm_relu(knobs.norm, after)]
-    height, width = _base(image_shape)
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * height * width, knobs.encoder_dim))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * math.prod(base), knobs.encoder_dim))
 
 
 def _conv_decoder(knobs: ConvVAE, image_shape: tuple[int, int, int], dim: int) -> nn.Module:
-    widths = _widths(knobs, image_shape)[::-1]
-    base = (widths[0], *_base(image_shape))
-    layers: list[nn.Module] = [nn.Linear(dim, base[0] * base[1] * base[2]), nn.Unflatten(1, base)]
+    widths, base = _levels(knobs, image_shape)
+    widths.reverse()
+    layers: list[nn.Module] = [nn.Linear(dim, widths[0] * math.prod(base)), nn.Unflatten(1, (widths[0], *base))]
     layers += _norm_relu(knobs.norm, widths[0])
     for before, after in pairwise(widths):
         layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=knobs.norm == "none")]
         layers += _norm_relu(knobs.norm, after)
     last = num_outputs(knobs.output, image_shape[0])
     return nn.Sequential(*layers, nn.ConvTranspose2d(widths[-1], last, 4, 2, 1))
+
+
+def _levels(knobs: ConvVAE, image_shape: tuple[int, int, int]) -> tuple[list[int], tuple[int, int]]:
+    """Channels of each level that has a convolution, from the image inwards, and the sides of the smallest map."""
+    widths, base = levels("conv-vae", image_shape, knobs.width, knobs.max_width)
+    return widths[:-1], base
 
 
 def _dense(sizes: list[int]) -> list[nn.Module]:
@@ -426,38 +313,3 @@ def _dense(sizes: list[int]) -> list[nn.Module]:
 def _norm_relu(kind: str, channels: int) -> list[nn.Module]:
     norm: list[nn.Module] = [nn.BatchNorm2d(channels)] if kind == "batch" else []
     return [*norm, nn.ReLU(inplace=True)]
-
-
-def _num_doublings(image_shape: tuple[int, int, int]) -> int:
-    """Levels between the base and the image."""
-    _, height, width = image_shape
-    doublings = max(0, (min(height, width) // 4).bit_length() - 1)
-    step = 2**doublings
-    if doublings == 0:
-        problem, use = "each side must be at least 8", (max(height // 2 * 2, 8), max(width // 2 * 2, 8))
-    else:
-        problem = "the smaller side must be 4 to 7 times a power of two, and the other a multiple of that power"
-        use = (height // step * step, width // step * step)
-    if doublings == 0 or height % step or width % step:
-        raise ValueError(
-            f"model conv-vae cannot make images of {height} x {width} pixels: {problem}; "
-            f"set data.image_size, e.g. to {use[0]} {use[1]}, or choose model mlp-vae"
-        )
-    return doublings
-
-
-def _base(image_shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Height and width of the smallest map."""
-    step = 2 ** _num_doublings(image_shape)
-    return image_shape[1] // step, image_shape[2] // step
-
-
-def _widths(knobs: ConvVAE, image_shape: tuple[int, int, int]) -> list[int]:
-    """Channels of each level, from the image inwards."""
-    return [min(knobs.max_width, knobs.width * 2**level) for level in range(_num_doublings(image_shape))]
-
-
-def _at_least(least: int, knobs: Latents, *names: str) -> None:
-    for name in names:
-        if getattr(knobs, name) < least:
-            raise ValueError(f"model.{name}={getattr(knobs, name)!r} must be at least {least}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genray.models.vae import LEAST_LOG_SIGMA, mixture_parts
+from genray.models.pixel_distributions import LEAST_LOG_SIGMA, mixture_parts
 
 OUTPUTS = {
     "bernoulli": ("logits",),
@@ -96,7 +96,7 @@ def logistic_mixture_nll(parameters: Tensor, targets: Tensor) -> Tensor:
     the component, and are independent given it.
 
     Args:
-        parameters: (B, P, H, W), see `models.vae.mixture_parts`.
+        parameters: (B, P, H, W), see `models.pixel_distributions.mixture_parts`.
         targets: (B, C, H, W) in [0, 1], multiples of 1/255.
     """
     weights, means, log_scales = mixture_parts(parameters)
