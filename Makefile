@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready-$(shell cat requirements.txt pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check install lock clean
+# make faults: every fault of tests/faults, injected for real; writes docs/faults.md.
+.PHONY: demo test faults check install lock clean
 
 demo: $(READY)
 	$(VENV)/bin/python jobs/demo.py
@@ -14,6 +15,9 @@ test: $(READY)
 	trap 'kill $$pid; rm -f $$others; exit 130' INT TERM; \
 	$(VENV)/bin/python -m pytest -m ray; ray=$$?; \
 	wait $$pid; rest=$$?; cat $$others; rm -f $$others; exit $$((ray | rest))
+
+faults: $(READY)
+	OMP_NUM_THREADS=1 RAY_AUTH_MODE=disabled PYTHONPATH=tests $(VENV)/bin/python -m faults $(ONLY)
 
 check: $(READY)
 	$(VENV)/bin/ruff format --check .

@@ -1,0 +1,162 @@
+"""What a fault has cost: a run against its undisturbed twin."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from faults.inject import ray_processes, sleep_until
+from faults.job import CHECKPOINT_EVERY, NUM_STEPS, Job
+from mlflow import MlflowClient
+
+from genray.checkpoint import CHECKPOINTS, SNAPSHOTS, Checkpoint, load, read
+from genray.errors import CheckpointError
+from genray.snapshot import load as load_snapshot
+from genray.storage import RunFolder
+from genray.tracking import read_journal
+
+Points = Counter[tuple[int, str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The loss by one fault."""
+
+    starts: int
+    """Times that the command was given."""
+    exit_codes: tuple[int, ...]
+    steps_repeated: int
+    points_lost: int
+    """Points of the twin's journal that are missing, or are other ones."""
+    points_doubled: int
+    """Points that stand twice in the journal, or in MLflow."""
+    mlflow_lost: int | None
+    """Points of the journals that MLflow lacks; None: the run had no MLflow."""
+    weights_equal: bool
+    """Whether weights, averages and moments after the last step are those of the twin, to the bit."""
+    damaged: tuple[str, ...]
+    """Checkpoints and snapshots of the run that are not whole at its end."""
+    left_over: tuple[str, ...]
+    """Half-written folders that nobody will ever finish or delete."""
+    orphans: tuple[str, ...]
+    """Commands of processes that outlived the run."""
+    pause_s: float
+    """Longest time without a step, from the fault on."""
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was lost but time, and no more steps repeated than lie between two checkpoints."""
+        bad = (self.points_lost, self.points_doubled, self.mlflow_lost, self.damaged, self.left_over, self.orphans)
+        few = self.steps_repeated <= CHECKPOINT_EVERY * (self.starts + 1)
+        return not any(bad) and few and self.weights_equal and self.exit_codes[-1] == 0
+
+
+def train_points(folder: RunFolder) -> Points:
+    """The points of a run's training journal with their values to the bit; the clock's figures left out."""
+    found: Points = Counter()
+    for entry in read_journal(folder.pull("journal") / "train.jsonl")[0]:
+        for key, value in entry.get("metrics", {}).items():
+            if not key.startswith(("perf/", "system/")):
+                found[entry["step"], key, value.hex()] += 1
+    return found
+
+
+@cache
+def twin(place: Path, ranks: int, poison: str | None = None) -> tuple[Checkpoint, Points]:
+    """The last checkpoint and the journal of the same run, which nothing has happened to."""
+    job = Job(str(place / f"twin-{ranks}-{poison}".replace(":", "-")), ranks, bare=True, poison=poison)
+    assert job.start().finish(again=0) == 0, job.tail()
+    return load(job.folder, NUM_STEPS), train_points(job.folder)
+
+
+def judge(job: Job, undisturbed: tuple[Checkpoint, Points], uri: str | None = None, but: int | None = None) -> Verdict:
+    """What a run that is over has lost against its twin, whose points of step `but` are other ones."""
+    wanted, points = undisturbed
+    found, folder = train_points(job.folder), job.folder
+    doubled = sum((Counter((step, key) for step, key, _ in found.elements()) - _once(found)).values())
+    missing, twice = stored_in_mlflow(folder, uri) if uri else (None, 0)
+    return Verdict(
+        starts=job.starts,
+        exit_codes=tuple(job.exit_codes),
+        steps_repeated=steps_repeated(job),
+        points_lost=sum(n for (step, *_), n in (points - found).items() if step != but),
+        points_doubled=doubled + twice,
+        mlflow_lost=missing,
+        weights_equal=same_state(folder, wanted),
+        damaged=not_whole(folder),
+        left_over=tuple(sorted(str(p.relative_to(folder.local)) for p in folder.local.glob("*/.step-*"))),
+        orphans=outlived(job),
+        pause_s=pause(job),
+    )
+
+
+def _once(points: Points) -> Counter[tuple[int, str]]:
+    return Counter({(step, key) for step, key, _ in points})
+
+
+def same_state(folder: RunFolder, wanted: Checkpoint) -> bool:
+    """Whether the last checkpoint of a run holds the very tensors of `wanted`."""
+    try:
+        found = load(folder, NUM_STEPS).tensors
+    except CheckpointError:
+        return False
+    return found.keys() == wanted.tensors.keys() and all(torch.equal(found[k], v) for k, v in wanted.tensors.items())
+
+
+def not_whole(folder: RunFolder) -> tuple[str, ...]:
+    """Folders of a run that would be taken for checkpoints or snapshots, and are not."""
+    bad = []
+    for kind in (CHECKPOINTS, SNAPSHOTS):
+        for name in folder.names(kind):
+            place: Any = folder.pull(f"{kind}/{name}")
+            try:
+                tensors = read(place).tensors if kind == CHECKPOINTS else load_snapshot(place).module.state_dict()
+                assert all(t.isfinite().all() for t in tensors.values())
+            except (CheckpointError, AssertionError):
+                bad.append(f"{kind}/{name}")
+    return tuple(bad)
+
+
+def outlived(job: Job, patience: float = 10) -> tuple[str, ...]:
+    """Commands of processes of a run, Ray's for it included, that are there `patience` seconds after its end."""
+
+    def left() -> list[psutil.Process]:
+        return [*job.orphans(), *ray_processes("ray::RayTrainWorker"), *ray_processes("ray::TrainController")]
+
+    sleep_until(lambda: not left(), patience)
+    return tuple(" ".join(p.cmdline())[:80] for p in left())
+
+
+def steps_repeated(job: Job) -> int:
+    """Steps done more than once, by what the processes of a run have printed and what its journal had at the fault."""
+    repeated, reached, pid = 0, 0, job.steps[0].pid if job.steps else 0
+    for step in job.steps:
+        if step.pid != pid:
+            reached = max(reached, job.done_at_fault)
+            repeated += max(0, reached - step.step + 1)
+        pid, reached = step.pid, step.step
+    return repeated
+
+
+def pause(job: Job) -> float:
+    """Seconds."""
+    times = [step.at for step in job.steps]
+    return max((later - at for at, later in pairwise(times) if later > job.fault_at), default=0.0)
+
+
+def stored_in_mlflow(folder: RunFolder, uri: str) -> tuple[int, int]:
+    """Points of the journals that MLflow lacks, and that it has twice."""
+    run_id = json.loads(folder.pull("mlflow.json").read_text())["run_id"]
+    wanted: Counter[tuple[str, int, float]] = Counter()
+    for path in folder.pull("journal").glob("*.jsonl"):
+        for entry in read_journal(path)[0]:
+            wanted.update((key, entry["step"], value) for key, value in entry.get("metrics", {}).items())
+    client, found = MlflowClient(uri), Counter[tuple[str, int, float]]()
+    for key in {key for key, _, _ in wanted}:
+        found.update((key, point.step, point.value) for point in client.get_metric_history(run_id, key))
+    return (wanted - found).total(), (found - wanted).total()

@@ -1,0 +1,93 @@
+"""`docs/faults.md` and `docs/logs/faults.json`, made from what `python -m faults` has measured."""
+
+import json
+import os
+import subprocess
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from faults.cases import FAULTS, Fault
+from faults.job import CHECKPOINT_EVERY, NUM_STEPS, ROOT
+from faults.judge import Verdict
+
+PAGE, LOG = ROOT / "docs" / "faults.md", ROOT / "docs" / "logs" / "faults.json"
+COMMAND = "make faults"
+PACKAGES = ("torch", "ray", "mlflow", "pyarrow", "moto")
+
+HEAD = """# Faults, and what each has cost
+
+Each of these was injected into a real run on {dates} by `{command}`, and the run compared with one that nothing had
+happened to: the same {num_steps} steps over the digits, a checkpoint every {every}, every step a log point. The table
+is written by that command, from [its log](logs/faults.json), which has the commit of each line.
+{versions}; {cores} cores, shared with others.
+
+- **repeated**: steps done a second time, since the last whole checkpoint. Checkpoints are written beside training: one
+  that is damaged, or could not be written, costs an interval more.
+- **lost**, **twice**: points of the journal and of MLflow that are missing, are others, or stand there twice.
+- **same weights**: weights, averages and moments after the last step are those of the undisturbed run, to the bit.
+- **pause**: longest time without a step since the fault, in seconds; starting Python, torch and Ray included, and the
+  time that the fault itself lasts.
+- **commands**: how often the same command was given.
+
+No command has left a process behind, or a half-written folder, or one that passes for whole and is not, except where
+the last column says so.
+
+| fault | how it was injected | commands | repeated | lost | twice | same weights | pause | besides |
+| --- | --- | ---: | ---: | ---: | ---: | --- | ---: | --- |
+"""
+
+
+def entry_of(fault: Fault, verdict: Verdict) -> dict[str, Any]:
+    """What the log has of one fault."""
+    commit = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, cwd=ROOT, check=True)
+    made = {"date": datetime.now(UTC).date().isoformat(), "commit": commit.stdout.strip()}
+    return {"name": fault.name, "injected": fault.injected, **made, "clean": verdict.clean, **asdict(verdict)}
+
+
+def put(name: str, entry: dict[str, Any] | None, page_at: Path = PAGE, log_at: Path = LOG) -> None:
+    """Writes the result of a fault into the log, in place of an older one, and the page anew; None: it has none."""
+    known = json.loads(log_at.read_text())["faults"] if log_at.is_file() else []
+    entries = {e["name"]: e for e in [*known, *([entry] if entry else [])] if entry or e["name"] != name}
+    log = {
+        "command": COMMAND,
+        "versions": {name: version(name) for name in PACKAGES},
+        "cores": os.cpu_count(),
+        "faults": [entries[fault.name] for fault in FAULTS if fault.name in entries],
+    }
+    log_at.write_text(json.dumps(log, indent=1) + "\n")
+    page_at.write_text(page(log))
+
+
+def page(made: dict[str, Any]) -> str:
+    """The page of a log."""
+    head = HEAD.format(
+        dates=" and ".join(sorted({entry["date"] for entry in made["faults"]})),
+        command=made["command"],
+        versions=", ".join(f"{name} {value}" for name, value in made["versions"].items()),
+        num_steps=f"{NUM_STEPS:,}",
+        every=CHECKPOINT_EVERY,
+        cores=made["cores"],
+    )
+    return head + "".join(_row(entry) for entry in made["faults"])
+
+
+def _row(entry: dict[str, Any]) -> str:
+    kinds = ("damaged", "left_over", "orphans")
+    besides = [f"{len(entry[kind])} {kind.replace('_', ' ')}" for kind in kinds if entry[kind]]
+    if entry["exit_codes"][-1]:
+        besides.append(f"exit code {entry['exit_codes'][-1]}")
+    cells = [
+        entry["name"],
+        entry["injected"],
+        entry["starts"],
+        entry["steps_repeated"],
+        entry["points_lost"] + (entry["mlflow_lost"] or 0),
+        entry["points_doubled"],
+        "yes" if entry["weights_equal"] else "no",
+        f"{entry['pause_s']:.1f}" if entry["pause_s"] else "",
+        ", ".join(besides),
+    ]
+    return f"| {' | '.join(str(cell) for cell in cells)} |\n"
