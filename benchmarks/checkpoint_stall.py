@@ -1,9 +1,9 @@
 """Training time lost to checkpoints: written while training goes on, against waited for.
 
-One run takes turns of three kinds, of as many steps as the preset has between two checkpoints: without one,
-with one that is written beside the next steps (`background`), and with one that is waited for (`waiting`).
-The share lost is that of the turn's time, against the turn without a checkpoint next to it; the median over
-all rounds counts. Training computes with `--threads` cores.
+One run takes short turns of three kinds: without a checkpoint, with one that is written beside the next steps
+(`background`), and with one that is waited for (`waiting`). What a checkpoint costs is the median, over all
+rounds, of a turn's time less that of the turn without one next to it; the share lost is that cost over the time
+of as many steps as the preset has between two checkpoints. Training computes with `--threads` cores.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 
 import torch
-from turns import Others, conditions, finish, parser, say
+from turns import Others, conditions, finish, parser
 
 from genray.checkpoint import CHECKPOINTS, TENSORS, FolderStore
 from genray.config import Cluster, Config
@@ -64,14 +64,13 @@ class Turns:
 
 
 def main() -> None:
-    made = parser(__doc__, turns=7)
+    made = parser(__doc__, turns=60)
     made.set_defaults(threads=1)
     made.add_argument("--preset", default="digits-dcgan", help="what is trained")
-    made.add_argument("--steps", type=int, default=0, help="steps a turn; 0: the preset's train.checkpoint_every")
+    made.add_argument("--steps", type=int, default=20, help="steps a turn; a checkpoint must be written within them")
     options = made.parse_args()
     torch.set_num_threads(options.threads)
     base = preset(options.preset)
-    num_steps = options.steps or base.train.checkpoint_every
     with tempfile.TemporaryDirectory() as storage:
         config = replace(
             base,
@@ -79,32 +78,36 @@ def main() -> None:
             train=replace(base.train, num_steps=10**9, sample_every=0, keep=2),
             cluster=Cluster(num_workers=0),
         )
-        turns = Turns(resolved(config), num_steps)
-        figures = measure(turns, options)
+        figures = measure(Turns(resolved(config), options.steps), base.train.checkpoint_every, options)
     finish("checkpoint_stall", figures | conditions(options))
 
 
-def measure(turns: Turns, options: argparse.Namespace) -> dict[str, object]:
-    """Shares lost."""
-    for kind in KINDS:
+def measure(turns: Turns, interval: int, options: argparse.Namespace) -> dict[str, object]:
+    """Shares lost, and what they come from."""
+    for kind in KINDS * 2:
         turns.take(kind)
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     meter = Others()
     for turn in range(options.turns):
         for kind in KINDS if turn % 2 else KINDS[::-1]:
             seconds[kind].append(turns.take(kind))
-        say(" ".join(f"{kind} {values[-1]:.2f} s" for kind, values in seconds.items()))
-    lost = {kind: [1 - a / b for a, b in zip(seconds["none"], seconds[kind], strict=True)] for kind in KINDS[1:]}
-    middle = {kind: statistics.median(values) for kind, values in lost.items()}
+    step = statistics.median(seconds["none"]) / options.steps
+    cost = {
+        kind: statistics.median(b - a for a, b in zip(seconds["none"], seconds[kind], strict=True))
+        for kind in KINDS[1:]
+    }
+    lost = {kind: value / (value + interval * step) for kind, value in cost.items()}
     return {
         "preset": options.preset,
-        "steps_a_turn": turns.num_steps,
+        "checkpoint_every": interval,
+        "seconds_a_step": round(step, 4),
         "mib": round(turns.mib(), 1),
-        "lost_background": round(middle["background"], 4),
-        "lost_background_range": [round(min(lost["background"]), 4), round(max(lost["background"]), 4)],
-        "lost_waiting": round(middle["waiting"], 4),
+        "seconds_background": round(cost["background"], 4),
+        "seconds_waiting": round(cost["waiting"], 4),
+        "lost_background": round(lost["background"], 4),
+        "lost_waiting": round(lost["waiting"], 4),
         "goal": GOAL,
-        "reached": middle["background"] <= GOAL,
+        "reached": lost["background"] <= GOAL,
         "others_percent": round(meter.percent(), 1),
     }
 
