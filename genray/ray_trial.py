@@ -203,7 +203,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         config = self.made.to_dict()
         waiting = [member.open.remote(config, n + 1, size, meeting) for n, member in enumerate(self.members)]
         self.rank.open(config, 0, size, meeting)
-        ray.get(waiting)
+        if waiting:
+            ray.get(waiting)
 
     def _disband(self) -> None:
         for member in self.members:
@@ -220,7 +221,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             try:
                 waiting = [member.advance.remote() for member in self.members]
                 self.rank.advance()
-                ray.get(waiting)
+                if waiting:
+                    ray.get(waiting)
             except GenrayError:
                 raise
             except Exception:

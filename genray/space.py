@@ -94,9 +94,11 @@ class Domain:
         low, high = self.values
         shares = [i / (num - 1) for i in range(num)]
         if self.kind == "log":
-            return [min(high, max(low, low ** (1 - share) * high**share)) for share in shares]
-        found = [min(high, max(low, low * (1 - share) + high * share)) for share in shares]
-        return sorted({round(v) for v in found}) if self.kind == "int" else found
+            found = [low ** (1 - share) * high**share for share in shares]
+        else:
+            found = [low * (1 - share) + high * share for share in shares]
+        within = sorted(min(high, max(low, value)) for value in found)  # neighbours may be rounded past each other
+        return sorted({round(value) for value in within}) if self.kind == "int" else within
 
     def has(self, value: Any) -> bool:
         """Whether `draw` may give `value`."""

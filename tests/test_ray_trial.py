@@ -1,9 +1,11 @@
 """One trial in a process that serves many: what it forgets, takes over, and makes of its own deaths."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from test_ray_tune import settings, trial
 
@@ -102,3 +104,10 @@ def test_a_trial_whose_processes_die_on_the_way_ends(tmp_path: Path, monkeypatch
         with contextlib.suppress(DiedError):
             steps += [found.step()["step"] for _ in range(3)]
     assert found.step()["step"] == 120
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_ray_is_started() -> Iterator[None]:
+    """A trial of one worker needs no Ray of its own: nothing here may start one."""
+    yield
+    assert not ray.is_initialized()

@@ -6,7 +6,7 @@ import random
 
 import pytest
 from conftest import tiny_config
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from genray.errors import ConfigError
@@ -84,6 +84,7 @@ def test_draw_lies_within_the_range(domain, seed):
 
 
 @settings(deadline=None)
+@example(Domain("log", (999999999999.9961, 1000000000000.0)), 4)
 @given(ranges(), st.integers(2, 9))
 def test_points_rise_from_lowest_to_highest(domain, num):
     points = domain.points(num)
