@@ -73,6 +73,8 @@ def local_ray() -> Iterator[dict[str, str]]:
     environment.pop("RAY_ADDRESS", None)
     command = [str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address", "127.0.0.1"]
     command += ["--port", str(port), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)]
+    # another Ray of this machine may hold the port that agents, who take jobs in, have by default
+    command += ["--dashboard-agent-listen-port", str(free_port())]
     command += ["--num-cpus", str(max(2, os.cpu_count() or 1)), "--temp-dir", str(scratch)]
     with (scratch / "start.log").open("w") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
