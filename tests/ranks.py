@@ -1,6 +1,8 @@
 """Several gloo ranks on this machine, for tests of what ranks do together."""
 
 import faulthandler
+import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,3 +28,5 @@ def _one_rank(rank: int, world_size: int, folder: str, function: Callable[..., A
         torch.save(function(*arguments), Path(folder) / f"{rank}.pt")
     finally:
         dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # all is done and written: now and then libtorch's threads abort a process whose Python is taken down
