@@ -84,7 +84,11 @@ def test_name_of_two_meanings_is_refused(base: str, model: str) -> None:
     ],
 )
 def test_name_of_one_meaning_may_be_in_two_modules(base: str, model: str) -> None:
-    run(join(siblings(base=f"ONE = 1\n{base}", model=f"from pack.base import ONE\n{model}")))
+    joined = run(join(siblings(base=f"ONE = 1\n{base}", model=f"from pack.base import ONE\n{model}")))
+    apart = run(f"ONE = 1\n{base}") | run(model)
+    assert {name: joined[name] for name in apart if name != "__builtins__"} == {
+        name: value for name, value in apart.items() if name != "__builtins__"
+    }
 
 
 @pytest.mark.parametrize(
