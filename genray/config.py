@@ -285,7 +285,8 @@ _TABLES: dict[str, dict[str, type]] = {"model": MODELS, "objective": OBJECTIVES}
 _SECTIONS: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Config) if f.name not in _TABLES}
 
 _FREE_SECTIONS = ("eval", "cluster", "tracking")
-_FREE_FIELDS = ("run.storage", "data.on_leak", "data.root", "data.cache", "data.download", "train.keep")
+_PLACES = ("run.storage", "data.root", "data.cache", "mix.sources", "mix.judge")  # what lies there has a digest
+_FREE_FIELDS = (*_PLACES, "data.on_leak", "data.download", "train.keep")
 
 
 def differences(saved: Config, wanted: Config) -> list[str]:

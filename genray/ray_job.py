@@ -12,9 +12,9 @@ from genray import distributed, mlflow_champion, mlflow_registry, mlflow_store, 
 from genray.checkpoint import EXTRACTOR, SNAPSHOTS, FolderStore, step_of
 from genray.config import Config
 from genray.data.images import ImageSet, load_images
-from genray.data.leaks import describe, refuse_leak
+from genray.data.leaks import describe, heed_leak
 from genray.data.mix import training_images
-from genray.errors import DataError, ProtocolError, RegistryError, TrackingError
+from genray.errors import ProtocolError, RegistryError, TrackingError
 from genray.estimate import memory_mb, num_parameters
 from genray.evaluation.protocol import Score
 from genray.health import late_finding
@@ -75,6 +75,8 @@ def run(config: Config) -> Report:
     """
     uri = mlflow_tracking.resolve_uri(config.tracking.uri, base_directory())
     images = training_images(config.data, config.mix)
+    if images.left_out:
+        print(f"mix       left out {images.left_out}", flush=True)  # noqa: T201
     config = replace(config, data=replace(config.data, download=False))  # workers find what the driver has fetched
     folder = RunFolder.open(config.run.storage, config.run.name)
     folder.probe()
@@ -132,12 +134,7 @@ def _note_splits(folder: RunFolder, config: Config, train_images: ImageSet) -> N
     if config.objective.product != "classifier":
         return
     test = load_images(config.data, config.eval.split)
-    try:
-        refuse_leak(train_images, test)
-    except DataError as error:
-        if config.data.on_leak == "stop":
-            raise
-        logger.warning("%s", error)
+    heed_leak(config.data, train_images, test)
     path = folder.local / "splits.json"
     noted = {images.split: describe(images) for images in (train_images, test)}
     path.write_text(json.dumps({"split_seed": config.data.split_seed} | noted, indent=2) + "\n")
@@ -200,7 +197,8 @@ def _start_tracking(folder: RunFolder, config: Config, uri: str, images: ImageSe
             params=config.flat(),
             config=config.to_dict(),
             tags=mlflow_tracking.provenance_tags()
-            | {"genray.task": config.task, "genray.images_skipped": str(images.num_skipped)},
+            | {"genray.task": config.task, "genray.images_skipped": str(images.num_skipped)}
+            | ({"genray.mix.left_out": images.left_out} if images.left_out else {}),
             dataset=data,
             run_id=known,
         )

@@ -89,7 +89,7 @@ def load(directory: Path) -> Snapshot:
         CheckpointError: the folder is not a snapshot, is damaged, or does not fit its own configuration.
     """
     digest = verify(directory, (WEIGHTS, CARD))
-    card = _read_card(directory / CARD)
+    card = read_card(directory / CARD)
     try:
         config = Config.from_dict(card["config"])
         shape = tuple(int(n) for n in card["image_shape"])
@@ -116,7 +116,12 @@ def load(directory: Path) -> Snapshot:
         raise CheckpointError(f"{directory} does not hold what its {CARD} says: {error}") from error
 
 
-def _read_card(path: Path) -> dict[str, Any]:
+def read_card(path: Path) -> dict[str, Any]:
+    """What the card at `path` of a snapshot says.
+
+    Raises:
+        CheckpointError: it is none, or one of another format.
+    """
     try:
         card = json.loads(path.read_text())
         version = card["format"]

@@ -60,13 +60,18 @@ def read_weights(place: Path) -> tuple[dict[str, Tensor], str]:
     """All tensors of a file, a snapshot or a checkpoint by name, and the digest of what was read.
 
     Raises:
-        CheckpointError: there is nothing, it is damaged, or it holds more than tensors.
+        CheckpointError: there is nothing, it is damaged, a generator's, or it holds more than tensors.
     """
     if place.is_dir():
         kinds = {checkpoint.TENSORS: checkpoint.STATE, snapshot.WEIGHTS: snapshot.CARD}
         for file, beside in kinds.items():
             if (place / file).is_file():
                 digest = verify(place, (file, beside))
+                if beside == snapshot.CARD and snapshot.read_card(place / beside).get("product") == "generator":
+                    raise CheckpointError(
+                        f"transfer.source={str(place)!r} is a snapshot of a generator, which no classifier has a trunk "
+                        "of; give a checkpoint of its run, which has the discriminator"
+                    )
                 return load_file(place / file), digest
         raise CheckpointError(f"transfer.source={str(place)!r} holds no {MANIFEST} of a snapshot or checkpoint")
     try:

@@ -17,8 +17,9 @@ from conftest import tiny_config
 from evaluation_snapshots import save_classifier, save_generator, save_vae
 
 from genray import ray_generate, snapshot
-from genray.config import Config, Data
+from genray.config import Config, Data, differences
 from genray.data import generated
+from genray.data import mix as mix_module
 from genray.data.generated import Request, request_for
 from genray.data.images import ImageSet, load_images
 from genray.data.mix import Mix, training_images
@@ -185,6 +186,84 @@ def test_mix_leaves_out_what_its_judge_does_not_believe(made: tuple[Path, str], 
     )
 
 
+def save_repeater(directory: Path, image: torch.Tensor) -> Path:
+    """A snapshot of an unconditional VAE all of whose samples are `image`, (1, 8, 8) uint8."""
+
+    def repeat(module: Any) -> None:
+        last = module.decoder[-2]
+        last.weight.zero_()
+        last.bias.copy_(torch.logit(image.flatten() / 255))
+
+    saved: Path = save_vae(directory, change=repeat)
+    return saved
+
+
+def write_repeated(folder: Path, image: torch.Tensor, as_class: str, num: int) -> str:
+    """Writes `num` times the same image as a generated set of one class; its folder."""
+    source = save_repeater(folder / "snapshot", image)
+    request = request_for(snapshot.load(source), "v", as_class, num=num)
+    ray_generate.write(folder / "set", request, source, num_workers=0)
+    return str(folder / "set")
+
+
+def test_one_generator_a_class_makes_up_a_mix(digits: ImageSet, tmp_path: Path) -> None:
+    firsts = [digits.images[int((digits.labels == label).nonzero()[0, 0])] for label in range(10)]
+    sources = tuple(write_repeated(tmp_path / str(n), image, str(n), 15) for n, image in enumerate(firsts))
+    mix = Mix(real_fraction=0.1, sources=sources)
+    num_real = len(training_images(DIGITS, replace(mix, sources=())))
+    mixed = training_images(DIGITS, mix)
+    assert len(mixed) == 2 * num_real
+    assert all(
+        torch.equal(image, firsts[int(label)])
+        for image, label in zip(mixed.images[num_real:], mixed.labels[num_real:], strict=True)
+    )
+    with pytest.raises(DataError, match=r"class '9' wants 14 generated images, and mix\.sources has 0 of it"):
+        training_images(DIGITS, replace(mix, sources=sources[:9]))
+
+
+def test_mix_leaves_out_copies_of_real_images(digits: ImageSet, made: tuple[Path, str], tmp_path: Path) -> None:
+    mix = Mix(sources=(str(made[0]),), ratio=0.01, copy_quantile=0.2)
+    copied = replace(mix, sources=(*mix.sources, write_repeated(tmp_path, digits.images[7], "0", 500)))
+    plain, cleaned = training_images(DIGITS, mix), training_images(DIGITS, copied)
+    assert plain.left_out == "0 of 1100 as copies of real ones"
+    assert cleaned.left_out == "500 of 1600 as copies of real ones" and cleaned.digest == plain.digest
+    assert training_images(DIGITS, replace(copied, copy_quantile=0)).digest != plain.digest
+
+
+def test_copy_is_what_is_as_near_as_the_quantile_of_real_images_are_to_each_other(digits: ImageSet) -> None:
+    pixels = digits.images.flatten(1).double()
+    own = torch.cdist(pixels, pixels, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf).amin(1)
+    shifted = digits.images.clone()
+    shifted[:, 0, 0, 0] += 40  # a corner that digits leave black: 40 away from the image itself
+    near = (torch.cdist(shifted.flatten(1).double(), pixels)).amin(1)
+    for quantile in (0.005, 0.05):
+        threshold = own.sort().values[int(quantile * (len(own) - 1))]
+        found = mix_module._original(Mix(sources=("a",), copy_quantile=quantile), digits.images, shifted)
+        assert torch.equal(found, near > threshold)
+
+
+def test_mix_of_nothing_but_copies_in_a_class_is_refused(digits: ImageSet, tmp_path: Path) -> None:
+    source = write_repeated(tmp_path, digits.images[0], str(int(digits.labels[0])), 200)
+    name = digits.classes[int(digits.labels[0])]
+    with pytest.raises(DataError, match=rf"class '{name}' wants \d+ .* has 0 of it; .* or mix\.copy_quantile"):
+        training_images(DIGITS, Mix(sources=(source,), copy_quantile=0.05))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": tuple("0123456798")}, r"tells 0, 1, 2, 3, 4, 5, 6, 7, 9, 8 apart on images \(1, 8, 8\)"),
+        ({"data": Data(name="digits", image_size=(16, 16))}, r"apart on images \(1, 16, 16\), and 'digits' has"),
+    ],
+)
+def test_judge_of_other_classes_or_another_size_is_refused(
+    made: tuple[Path, str], tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    judge = save_classifier(tmp_path / "judge", **options)
+    with pytest.raises(ConfigError, match=message):
+        training_images(DIGITS, Mix(real_fraction=0.1, sources=(str(made[0]),), judge=str(judge)))
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -209,12 +288,20 @@ def test_mix_refuses_images_that_do_not_fit(made: tuple[Path, str], tmp_path: Pa
         ({"real_fraction": 0.0}, r"mix\.real_fraction=0\.0 must lie in \(0, 1\], e\.g\. 0\.1"),
         ({"ratio": -1.0}, r"mix\.ratio=-1\.0 must be at least 0"),
         ({"min_confidence": 1.1}, r"mix\.min_confidence=1\.1 must lie in \[0, 1\]"),
+        ({"copy_quantile": 1.0}, r"mix\.copy_quantile=1\.0 must lie in \[0, 1\), e\.g\. 0\.05"),
+        ({"copy_quantile": 0.1}, r"and mix\.sources names none; set it"),
         ({"balance": True}, r"and mix\.sources names none; set it"),
     ],
 )
 def test_mix_refuses_what_it_cannot_do(knobs: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Mix(**knobs)
+
+
+def test_run_goes_on_when_its_generated_images_have_moved() -> None:
+    here, there = (tiny_config(mix=Mix(sources=(place,), judge=place)) for place in ("/here", "/there"))
+    assert differences(here, there) == []
+    assert differences(here, replace(there, mix=replace(there.mix, ratio=2.0))) == ["mix.ratio: 1.0 -> 2.0"]
 
 
 def test_mix_is_saved_with_the_config(made: tuple[Path, str]) -> None:

@@ -132,7 +132,8 @@ def test_classification_refuses_models_of_other_modules(name: str, has: str) -> 
         Classification().check(MODELS[name]())
     assert str(caught.value) == (
         f"objective classification trains classifier, and model {name} has {has}; "
-        "choose model dcgan-classifier or resnet-classifier or torchvision-resnet"
+        "choose model conv-vae-classifier or dcgan-classifier or resnet-classifier or sngan-classifier or "
+        "torchvision-resnet"
     )
 
 
@@ -141,7 +142,7 @@ def test_classification_names_an_unregistered_model_by_its_class() -> None:
         pass
 
     mystery: Any = Mystery()
-    with pytest.raises(ValueError, match=r"and model Mystery has no such module; choose model dcgan-classifier or "):
+    with pytest.raises(ValueError, match=r"and model Mystery has no such module; choose model conv-vae-classifier or "):
         Classification().check(mystery)
 
 

@@ -45,6 +45,8 @@ class ImageSet:
     """SHA-256 (hex) of pixels, labels and shape, in order."""
     num_skipped: int
     """Images left out because they do not decode."""
+    left_out: str = ""
+    """How many generated images `mix` has left out, and why."""
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -1,13 +1,19 @@
 """Whether images that a model is tested on were trained on."""
 
 import hashlib
-from typing import Any
+import logging
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from genray.data.images import ImageSet
 from genray.errors import DataError
+
+if TYPE_CHECKING:
+    from genray.config import Data
+
+logger = logging.getLogger(__name__)
 
 
 def shared_images(a: ImageSet, b: ImageSet) -> list[tuple[int, int]]:
@@ -29,6 +35,20 @@ def refuse_leak(train: ImageSet, test: ImageSet) -> None:
             f"{train.split!r} too (pixel by pixel; the first is image {second}, there image {first}), so that scores "
             "would be too good; remove the copies, or go on with --data.on-leak warn"
         )
+
+
+def heed_leak(data: "Data", train: ImageSet, test: ImageSet) -> None:
+    """Does as `data.on_leak` says where an image of `test` is in `train`.
+
+    Raises:
+        DataError: as `refuse_leak`, where it says stop.
+    """
+    try:
+        refuse_leak(train, test)
+    except DataError as error:
+        if data.on_leak == "stop":
+            raise
+        logger.warning("%s", error)
 
 
 def describe(images: ImageSet) -> dict[str, Any]:

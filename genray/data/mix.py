@@ -13,10 +13,14 @@ from genray import streams
 from genray.data import cache, generated
 from genray.data.images import ImageSet, load_images
 from genray.errors import ConfigError, DataError
+from genray.evaluation.distances import nearest
 from genray.fields import check_at_least
 
 if TYPE_CHECKING:
     from genray.config import Data
+
+NUM_MEASURED = 2000
+"""Real images, drawn by `mix.seed`, whose distances to their nearest other are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,10 @@ class Mix:
     left out. Empty: none are."""
     min_confidence: float = 0.5
     """Probability of the right class, from 0 to 1; read where there is a judge."""
+    copy_quantile: float = 0.0
+    """Leave out, as copies, generated images as near to a real one that is kept, pixel by pixel, as this share of the
+    real ones are to their nearest other: 0 (none) to below 1, e.g. 0.05. Two minutes of a core for a billion pairs of
+    28 x 28 pixels."""
     seed: int = 0
     """Of the draws of real and generated images."""
 
@@ -45,8 +53,13 @@ class Mix:
             raise ConfigError(f"mix.real_fraction={self.real_fraction!r} must lie in (0, 1], e.g. 0.1")
         if self.min_confidence > 1:
             raise ConfigError(f"mix.min_confidence={self.min_confidence!r} must lie in [0, 1], e.g. 0.5")
-        if not self.sources and (self.judge or self.balance):
-            raise ConfigError("mix.judge and mix.balance choose generated images, and mix.sources names none; set it")
+        if not 0 <= self.copy_quantile < 1:
+            raise ConfigError(f"mix.copy_quantile={self.copy_quantile!r} must lie in [0, 1), e.g. 0.05")
+        if not self.sources and (self.judge or self.balance or self.copy_quantile):
+            raise ConfigError(
+                "mix.judge, mix.balance and mix.copy_quantile choose generated images, and mix.sources names none; "
+                "set it"
+            )
 
 
 def training_images(data: "Data", mix: Mix) -> ImageSet:
@@ -64,12 +77,23 @@ def training_images(data: "Data", mix: Mix) -> ImageSet:
         return _digested(real)
     made = [_checked(source, real) for source in mix.sources]
     images, labels = torch.cat([m.images for m in made]), torch.cat([m.labels for m in made])
+    left_out, num = [], len(labels)
     if mix.judge:
-        chosen = _trusted(mix, images, labels)
+        chosen = _trusted(mix, real, images, labels)
+        images, labels = images[chosen], labels[chosen]
+        left_out.append(f"{num - len(labels)} of {num} that mix.judge does not believe")
+    if mix.copy_quantile:
+        chosen = _original(mix, real.images, images)
+        left_out.append(f"{len(labels) - int(chosen.sum())} of {len(labels)} as copies of real ones")
         images, labels = images[chosen], labels[chosen]
     rows = _drawn(mix, real, labels)
     return _digested(
-        replace(real, images=torch.cat([real.images, images[rows]]), labels=torch.cat([real.labels, labels[rows]]))
+        replace(
+            real,
+            images=torch.cat([real.images, images[rows]]),
+            labels=torch.cat([real.labels, labels[rows]]),
+            left_out=", ".join(left_out),
+        )
     )
 
 
@@ -91,7 +115,8 @@ def _drawn(mix: Mix, real: ImageSet, labels: Tensor) -> Tensor:
         wanted = int(counts.max() - counts[label]) if mix.balance else round(mix.ratio * int(counts[label]))
         members = (labels == label).nonzero().flatten()
         if len(members) < wanted:
-            cure = "generate more, lower mix.ratio" + (", or lower mix.min_confidence" if mix.judge else "")
+            cure = "generate more, or lower mix.ratio" + (", or mix.min_confidence" if mix.judge else "")
+            cure += ", or mix.copy_quantile" if mix.copy_quantile else ""
             raise DataError(
                 f"class {name!r} wants {wanted} generated images, and mix.sources has {len(members)} of it; {cure}"
             )
@@ -117,18 +142,32 @@ def _checked(source: str, real: ImageSet) -> ImageSet:
     return replace(made, labels=places[made.labels], classes=real.classes)
 
 
-def _trusted(mix: Mix, images: Tensor, labels: Tensor) -> Tensor:
-    """Which generated images the judge takes for their class."""
+def _trusted(mix: Mix, real: ImageSet, images: Tensor, labels: Tensor) -> Tensor:
+    """Which generated images the judge takes for their class, (N,) bool."""
     from genray import snapshot
     from genray.evaluation.accuracy import logits_of
 
     judge = snapshot.load(Path(mix.judge).expanduser())
     if judge.product != "classifier":
         raise ConfigError(f"mix.judge={mix.judge!r} is a {judge.product}; give a classifier's snapshot")
-    probabilities = logits_of(judge, images).softmax(1)
-    if probabilities.shape[1] <= int(labels.max()):
-        raise ConfigError(f"mix.judge={mix.judge!r} knows {probabilities.shape[1]} classes, and the images have more")
-    return probabilities.gather(1, labels[:, None])[:, 0] >= mix.min_confidence
+    if judge.image_shape != images.shape[1:] or judge.classes != real.classes:
+        raise ConfigError(
+            f"mix.judge={mix.judge!r} tells {', '.join(judge.classes[:10])} apart on images {judge.image_shape}, and "
+            f"{real.name!r} has {', '.join(real.classes[:10])} on images {tuple(images.shape[1:])} (C, H, W); give a "
+            "classifier of these classes and this size"
+        )
+    return logits_of(judge, images).softmax(1).gather(1, labels[:, None])[:, 0] >= mix.min_confidence
+
+
+def _original(mix: Mix, reals: Tensor, fakes: Tensor) -> Tensor:
+    """Which generated images are no copies, (N,) bool; exact, so that every worker leaves out the same ones."""
+    if len(reals) < 2:
+        raise DataError(f"mix.copy_quantile={mix.copy_quantile!r} needs two real images or more, got {len(reals)}")
+    order = torch.randperm(len(reals), generator=streams.generator(mix.seed, "mix/distances"))
+    pixels = reals.flatten(1)
+    # of the two nearest one is the image itself, or its double at the same distance 0
+    own = nearest(pixels[order[:NUM_MEASURED]], pixels, 2)[0][:, 1]
+    return nearest(fakes.flatten(1), pixels)[0][:, 0] > own.quantile(mix.copy_quantile, interpolation="lower")
 
 
 def _digested(images: ImageSet) -> ImageSet:

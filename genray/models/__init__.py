@@ -14,11 +14,12 @@ from genray.models.dcgan import DCGAN, DCGANClassifier
 from genray.models.hierarchical_vae import HierarchicalVAE
 from genray.models.r3gan import R3GAN
 from genray.models.resnet import ResNetClassifier
-from genray.models.sngan import SNGAN
+from genray.models.sngan import SNGAN, SNGANClassifier
 from genray.models.stylegan2 import StyleGAN2
 from genray.models.tokenizer import AdversarialTokenizer, Tokenizer
 from genray.models.torchvision_resnet import TorchvisionResNet
 from genray.models.vae import MLPVAE, AdversarialVAE, ConvVAE
+from genray.models.vae_classifier import ConvVAEClassifier
 
 
 class Model(Protocol):
@@ -50,6 +51,8 @@ MODELS: dict[str, type[Model]] = {
     "tokenizer": Tokenizer,
     "adversarial-tokenizer": AdversarialTokenizer,
     "dcgan-classifier": DCGANClassifier,
+    "sngan-classifier": SNGANClassifier,
+    "conv-vae-classifier": ConvVAEClassifier,
     "resnet-classifier": ResNetClassifier,
     "torchvision-resnet": TorchvisionResNet,
 }

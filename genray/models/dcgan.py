@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from genray.models.knobs import at_least, check_classes, given, levels, num_labels
+from genray.models.trunk import TrunkClassifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,40 +176,10 @@ class DCGANClassifier:
             ValueError: fewer than two classes.
         """
         check_classes("dcgan-classifier", num_classes)
-        return {"classifier": DiscriminatorClassifier(self.gan(), image_shape, num_classes)}
-
-
-class DiscriminatorClassifier(nn.Module):
-    """Images (B, C, H, W) in [-1, 1] to logits (B, K) of their classes."""
-
-    def __init__(self, knobs: DCGAN, image_shape: tuple[int, int, int], num_classes: int) -> None:
-        super().__init__()
-        trunk = Discriminator(knobs, image_shape, 0)
-        self.layers = trunk.layers
-        self.feature_dim = trunk.head.in_features
-        self.head = nn.Linear(self.feature_dim, num_classes)
-
-    @property
-    def stages(self) -> tuple[tuple[nn.Module, ...], ...]:
-        """The network from the image to the logits, in parts that may be frozen one by one; the head is last."""
-        starts = [i for i, layer in enumerate(self.layers) if isinstance(layer, nn.Conv2d)]
-        parts = (tuple(self.layers[a:b]) for a, b in zip(starts, [*starts[1:], len(self.layers)], strict=True))
-        return (*parts, (self.head,))
-
-    @property
-    def map_layer(self) -> nn.Module:
-        """The layer whose maps the features are."""
-        return self.layers
-
-    def features(self, images: Tensor) -> Tensor:
-        """What the last layer sees of images (B, C, H, W) in [-1, 1]: (B, feature_dim)."""
-        maps: Tensor = self.layers(images)
-        return maps.flatten(1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, K), unbounded."""
-        logits: Tensor = self.head(self.features(images))
-        return logits
+        trunk = Discriminator(self.gan(), image_shape, 0)
+        return {
+            "classifier": TrunkClassifier("layers", trunk.layers, nn.Flatten(), trunk.head.in_features, num_classes)
+        }
 
 
 def _levels(knobs: DCGAN, image_shape: tuple[int, int, int]) -> tuple[list[int], tuple[int, int]]:

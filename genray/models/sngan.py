@@ -5,7 +5,7 @@ CIFAR-10. Labels: class-conditional batch norm (Dumoulin et al. 2017, arXiv:1610
 (Miyato and Koyama 2018, arXiv:1802.05637) in the discriminator. Attention: Zhang et al. 2019, arXiv:1805.08318.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, TypeVar
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from genray.models.knobs import at_least, given, levels, num_labels
+from genray.models.knobs import at_least, check_classes, given, levels, num_labels
+from genray.models.trunk import TrunkClassifier
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -121,6 +122,7 @@ class Discriminator(nn.Module):
             blocks += [DownBlock(width, sizes[-1], halve=False)]
             width = sizes[-1]
         self.blocks = nn.Sequential(*blocks)
+        self.pool = SumPool()
         self.head = _initialised(nn.Linear(width, 1))
         self.embedding = nn.Embedding(num_labels, width) if num_labels else None
         if self.embedding is not None:
@@ -130,12 +132,57 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits (B,), unbounded."""
-        features = F.relu(self.blocks(images)).sum(dim=(2, 3))
+        features = self.pool(self.blocks(images))
         # the layer itself would give its weight a gradient of transposed strides, which DDP copies, and warns about
         logits: Tensor = features @ self.head.weight.flatten() + self.head.bias
         if self.embedding is not None:
             logits = logits + (features * self.embedding(given(labels, self.num_labels))).sum(dim=1)
         return logits
+
+
+class SumPool(nn.Module):
+    """Maps (B, C, H, W), rectified and summed over all places, to features (B, C)."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Not negative."""
+        return F.relu(maps).sum(dim=(2, 3))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SNGANClassifier:
+    """A classifier whose trunk is the discriminator of an `SNGAN` with the same knobs, so that its weights fit."""
+
+    modules: ClassVar[tuple[str, ...]] = ("classifier",)
+
+    discriminator_width: int = 64
+    """As the GAN's."""
+    max_discriminator_width: int = 512
+    """As the GAN's."""
+    attention: bool = False
+    """As the GAN's."""
+    spectral: Literal["discriminator", "both", "none"] = "discriminator"
+    """As the GAN's; the head's weights are never divided."""
+
+    def __post_init__(self) -> None:
+        self.gan()
+
+    def gan(self) -> SNGAN:
+        """The GAN with these knobs."""
+        return SNGAN(**{f.name: getattr(self, f.name) for f in fields(self)})
+
+    def check(self, image_shape: tuple[int, int, int]) -> None:
+        """Raises ValueError, with the cure, where the GAN does."""
+        self.gan().check(image_shape)
+
+    def build(self, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, nn.Module]:
+        """A fresh `classifier` of images (C, H, W) into `num_classes` classes.
+
+        Raises:
+            ValueError: fewer than two classes.
+        """
+        check_classes("sngan-classifier", num_classes)
+        trunk = Discriminator(self.gan(), image_shape, 0)
+        return {"classifier": TrunkClassifier("blocks", trunk.blocks, trunk.pool, trunk.head.in_features, num_classes)}
 
 
 class UpBlock(nn.Module):

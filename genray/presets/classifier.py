@@ -1,8 +1,14 @@
 """Runs of classifiers."""
 
+from dataclasses import replace
+
 from genray.config import Config, Data, Optim, Run, Train
+from genray.models import Model
+from genray.models.dcgan import DCGANClassifier
 from genray.models.resnet import ResNetClassifier
+from genray.models.sngan import SNGANClassifier
 from genray.models.torchvision_resnet import TorchvisionResNet
+from genray.models.vae_classifier import ConvVAEClassifier
 from genray.objectives.classification import Classification
 
 
@@ -83,4 +89,69 @@ def folder_resnet50() -> Config:
     )
 
 
-CLASSIFIERS = (digits_classifier, mnist_classifier, cifar10_resnet18, folder_resnet50)
+def _other(config: Config, name: str, model: Model) -> Config:
+    """The same run, of another network."""
+    return replace(config, run=Run(name=name), model=model)
+
+
+def digits_dcgan_classifier() -> Config:
+    """The digits-classifier with the trunk of digits-dcgan's discriminator; transfer.source is a checkpoint of it.
+
+    Hardware: one CPU core
+    Time: not measured
+    Score: not measured
+    """
+    return _other(digits_classifier(), "digits-dcgan-classifier", DCGANClassifier(min_base=2))
+
+
+def digits_vae_classifier() -> Config:
+    """The digits-classifier with the trunk of digits-vae's encoder; transfer.source is a snapshot of it.
+
+    Hardware: one CPU core
+    Time: not measured
+    Score: not measured
+    """
+    return _other(digits_classifier(), "digits-vae-classifier", ConvVAEClassifier())
+
+
+def mnist_dcgan_classifier() -> Config:
+    """The mnist-classifier with the trunk of mnist-dcgan's discriminator; transfer.source is a checkpoint of it.
+
+    Hardware: one CPU core
+    Time: not measured
+    Score: not measured
+    """
+    return _other(mnist_classifier(), "mnist-dcgan-classifier", DCGANClassifier(discriminator_norm="none"))
+
+
+def mnist_sngan_classifier() -> Config:
+    """The mnist-classifier with the trunk of mnist-sngan's discriminator; transfer.source is a checkpoint of it.
+
+    Hardware: one CPU core
+    Time: not measured
+    Score: not measured
+    """
+    return _other(mnist_classifier(), "mnist-sngan-classifier", SNGANClassifier(discriminator_width=32))
+
+
+def mnist_vae_classifier() -> Config:
+    """The mnist-classifier with the trunk of mnist-vae's encoder; transfer.source is a snapshot of it.
+
+    Hardware: one CPU core
+    Time: not measured
+    Score: not measured
+    """
+    return _other(mnist_classifier(), "mnist-vae-classifier", ConvVAEClassifier())
+
+
+CLASSIFIERS = (
+    digits_classifier,
+    digits_dcgan_classifier,
+    digits_vae_classifier,
+    mnist_classifier,
+    mnist_dcgan_classifier,
+    mnist_sngan_classifier,
+    mnist_vae_classifier,
+    cifar10_resnet18,
+    folder_resnet50,
+)
