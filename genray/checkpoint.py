@@ -64,6 +64,8 @@ class Store(Protocol):
 
     def wait(self) -> None: ...
 
+    def finish(self) -> None: ...
+
     def scores(self) -> dict[int, list[Score]]: ...
 
     def extractor(self, device: str) -> Snapshot | Extractor | None: ...
@@ -79,6 +81,9 @@ class NullStore:
         pass
 
     def wait(self) -> None:
+        pass
+
+    def finish(self) -> None:
         pass
 
     def scores(self) -> dict[int, list[Score]]:
@@ -129,6 +134,15 @@ class FolderStore:
         if writing is not None:
             writing.result()
 
+    def finish(self) -> None:
+        """Returns when all that was put is written, and the storage has the journal to its end.
+
+        Raises:
+            OSError: it could not be.
+        """
+        self.wait()
+        self.folder.push_journal("train")
+
     def _write(self, checkpoint: Checkpoint, images: ImageSet) -> None:
         config = Config.from_dict(checkpoint.state["config"])
         weights = checkpoint.under("ema/")
@@ -162,7 +176,7 @@ class FolderStore:
             data_digest=images.digest,
         )
         self.folder.push(relative)
-        self.folder.push("journal")
+        self.folder.push_journal("train")
 
     def prune(self, keep: int, best_step: int | None) -> None:
         """Deletes all checkpoints and snapshots but the last `keep` and the one of `best_step`, and halves of them."""

@@ -23,7 +23,7 @@ from genray.paths import base_directory, is_path
 from genray.preemption import sigterm_asks, sigterm_raises
 from genray.ray_evaluate import Scorer
 from genray.start import START, start_from
-from genray.storage import RunFolder
+from genray.storage import JOURNAL, RunFolder
 from genray.trainer import Outcome, check_same_run, train
 
 DELIVERY_TIMEOUT_S = 60.0
@@ -85,7 +85,8 @@ def run(config: Config) -> Report:
     _bring_start(folder, config, uri, images)
     can_score = bring_extractor(folder, config, uri)
     run_id = _start_tracking(folder, config, uri, images)
-    drain = Drain(uri, run_id, folder.local / "journal", refresh=lambda: _refresh(folder))
+    followed = folder.mirror
+    drain = Drain(uri, run_id, followed.local / JOURNAL, refresh=lambda: followed.follow_journals())
     drain.start()
     status: Status = "FAILED"
     tags: dict[str, str] = {}
@@ -113,11 +114,6 @@ def end_tracking(uri: str, run_id: str, status: Status, tags: Mapping[str, str])
         mlflow_tracking.end_run(uri, run_id, status, tags)
     except TrackingError as error:
         logger.warning("MLflow was not told that the run is %s: %s", status, error)
-
-
-def _refresh(folder: RunFolder) -> None:
-    if folder.remote is not None:
-        folder.pull("journal")
 
 
 def _claim(folder: RunFolder, config: Config) -> None:
@@ -185,8 +181,6 @@ def bring_extractor(folder: RunFolder, config: Config, uri: str) -> bool:
 
 def _start_tracking(folder: RunFolder, config: Config, uri: str, images: ImageSet) -> str:
     """The MLflow run of this run: a new one, or the one that an earlier start of it noted in its folder."""
-    path = folder.pull("mlflow.json")
-    known = json.loads(path.read_text())["run_id"] if path.is_file() else None
     data = mlflow_tracking.TrainingData(
         name=config.data.name,
         source=config.data.root or config.data.name,
@@ -194,7 +188,8 @@ def _start_tracking(folder: RunFolder, config: Config, uri: str, images: ImageSe
         num_images=len(images.images),
     )
     try:
-        run_id = mlflow_tracking.start_run(
+        run_id = mlflow_tracking.run_of(
+            folder,
             uri,
             experiment=config.tracking.experiment or f"genray/{config.data.name}",
             name=config.run.name,
@@ -204,15 +199,13 @@ def _start_tracking(folder: RunFolder, config: Config, uri: str, images: ImageSe
             | {"genray.task": config.task, "genray.images_skipped": str(images.num_skipped)}
             | ({"genray.mix.left_out": images.left_out} if images.left_out else {}),
             dataset=data,
-            run_id=known,
         )
     except TrackingError as error:
-        if known is None:
+        noted = folder.local / mlflow_tracking.NOTE
+        if not noted.is_file():
             raise
         logger.warning("the run goes on, and its journal is delivered later: %s", error)
-        return str(known)
-    path.write_text(json.dumps({"uri": mlflow_store.redact(uri), "run_id": run_id}) + "\n")
-    folder.push("mlflow.json")
+        return str(json.loads(noted.read_text())["run_id"])
     print(f"MLflow run {run_id} in {mlflow_store.redact(uri)}", flush=True)  # noqa: T201
     return run_id
 

@@ -178,6 +178,11 @@ def read_scores(path: Path) -> list[Score]:
         raise ProtocolError(f"{path} holds no scores ({error}); delete it and score the snapshot again") from error
 
 
+def logged(scores: Sequence[Score]) -> dict[str, float]:
+    """The scores as metrics of the journal."""
+    return {f"eval/{s.metric}": s.value for s in scores} | {f"eval/{s.metric}_spread": s.spread for s in scores}
+
+
 def _names(model: Snapshot, settings: Eval, extractor: Path | None) -> tuple[str, ...]:
     """The metrics to take; without an extractor a VAE has those of its likelihood."""
     if ALL in settings.metrics:
