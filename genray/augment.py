@@ -1,30 +1,60 @@
-"""Whether generated images make a classifier better: arms over seeds, paired tests, and a sentence that says so."""
+"""Whether generated images make a classifier better: which generators and classifiers are trained, and on what."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from scipy import stats
 
 from genray import distributed, snapshot
+from genray.augment_report import METRICS, Arm, compared
 from genray.checkpoint import SNAPSHOTS
-from genray.config import Config, Run, differences
+from genray.config import Config, Run
 from genray.data import generated
-from genray.data.images import load_images
-from genray.data.leaks import refuse_leak
+from genray.data.images import ImageSet, load_images
+from genray.data.leaks import heed_leak
 from genray.data.mix import Mix, training_images
-from genray.errors import ConfigError, DataError
-from genray.evaluation.scoring import score_snapshot
+from genray.errors import ConfigError, DataError, DivergenceError
+from genray.evaluation.scoring import logged, score_snapshot
+from genray.preemption import Asked, go_on
 from genray.storage import RunFolder
-from genray.trainer import train
+from genray.tracking import JsonlTracker
+from genray.trainer import Outcome, check_same_run, train
 
-METRICS = ("accuracy", "recall")
-SIGNIFICANCE = 0.05
-RESULT = "result.json"
+RESULT, GENERATED = "result.json", "generated"
+SPARE = 2
+"""Images that are generated for each that is taken, where copies are left out."""
+
+Fit = Callable[[Config], Outcome]
+"""Trains a config in its folder, from where it was left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One generator or classifier of an experiment."""
+
+    config: Config
+    fraction: float
+    ratio: float | None = None
+    """Generated images for each real one that a classifier is trained on; None: a generator."""
+    after: str = ""
+    """Of a classifier: name of the run that makes its images."""
+
+    @property
+    def name(self) -> str:
+        """Of its run."""
+        return self.config.run.name
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of a training."""
+
+    scores: Mapping[str, float]
+    """Of a classifier, by metric."""
+    said: str = ""
+    """Of a generator, what it has made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +69,8 @@ class Experiment:
     real_fractions: tuple[float, ...]
     seeds: int
     """Trainings of each arm, with `train.seed` 0, 1, …; all arms of a fraction have the same images."""
+    copy_quantile: float = 0.0
+    """`mix.copy_quantile` of the classifiers."""
 
     def __post_init__(self) -> None:
         if 0 not in self.ratios or len(set(self.ratios)) < 2:
@@ -47,191 +79,185 @@ class Experiment:
             raise ConfigError(
                 f"ratios={self.ratios!r} must be at least 0, and real fractions {self.real_fractions!r} lie in (0, 1]"
             )
+        for name, values in (("ratios", self.ratios), ("real fractions", self.real_fractions)):
+            if len({f"{value:g}" for value in values}) < len(values):
+                raise ConfigError(f"{name} {values!r} are not all different in six digits; name each once")
         if self.seeds < 2:
             raise ConfigError(f"seeds={self.seeds!r} must be at least 2: a single training has no spread; 5 is usual")
-        if self.classifier.objective.product != "classifier" or self.generator.objective.product == "classifier":
-            raise ConfigError("the experiment trains a preset of a classifier on images of a preset of a generator")
-        if self.classifier.data.image_shape != self.generator.data.image_shape:
+        self._check_presets()
+        self.trainings()  # their configs are checked, too
+
+    def _check_presets(self) -> None:
+        classifier, generator = self.classifier, self.generator
+        if classifier.objective.product != "classifier" or generator.objective.product not in ("generator", "vae"):
             raise ConfigError(
-                f"the generator makes images {self.generator.data.image_shape}, and the classifier takes "
-                f"{self.classifier.data.image_shape} (C, H, W); choose presets of one size"
+                "the experiment trains a preset of a classifier on images of a preset of a generator or VAE, and got "
+                f"a {classifier.objective.product} ({classifier.run.name!r}) and a {generator.objective.product} "
+                f"({generator.run.name!r})"
             )
+        if not getattr(generator.model, "conditional", False):
+            raise ConfigError(
+                f"the generator {generator.run.name!r} is unconditional, and its images would be of no class; choose "
+                "a preset whose model.conditional is True"
+            )
+        if classifier.data.image_shape != generator.data.image_shape:
+            raise ConfigError(
+                f"the generator makes images {generator.data.image_shape}, and the classifier takes "
+                f"{classifier.data.image_shape} (C, H, W); choose presets of one size"
+            )
+        if generator.transfer.source:
+            raise ConfigError(
+                f"transfer.source={generator.transfer.source!r} of the generator may have seen images that the "
+                "classifiers have not; leave it out"
+            )
+        for config in (classifier, generator):
+            if set_by_user := [k for k, v in vars(config.mix).items() if k != "seed" and v != getattr(Mix(), k)]:
+                raise ConfigError(
+                    f"mix.{set_by_user[0]} of {config.run.name!r} is set by the experiment itself; leave it out"
+                )
+
+    @property
+    def name(self) -> str:
+        """Of its folder, and of its run in MLflow."""
+        return f"{self.classifier.run.name}-augment"
+
+    def trainings(self) -> list[Training]:
+        """All of them, each generator before the classifiers that need it."""
+        found = []
+        for fraction in self.real_fractions:
+            generator = self._named(self.generator, self._mix(fraction), "generator", self.generator.train.seed)
+            found.append(Training(config=generator, fraction=fraction))
+            for ratio in self.ratios:
+                made = f"{self.classifier.run.storage}/{generator.run.name}/{GENERATED}"
+                mix = self._mix(fraction)
+                if ratio:
+                    mix = replace(mix, sources=(made,), ratio=ratio, copy_quantile=self.copy_quantile)
+                after = generator.run.name if ratio else ""
+                found += [
+                    Training(
+                        config=self._named(self.classifier, replace(mix, ratio=ratio), f"{ratio:g}", seed),
+                        fraction=fraction,
+                        ratio=ratio,
+                        after=after,
+                    )
+                    for seed in range(self.seeds)
+                ]
+        return found
+
+    def arms(self, scores: Mapping[str, Mapping[str, float]]) -> list[Arm]:
+        """The arms, compared; `scores` are those of all classifiers, by name of run and metric."""
+        trainings, arms = self.trainings(), []
+        for fraction in self.real_fractions:
+            for ratio in self.ratios:
+                own = [scores[t.name] for t in trainings if (t.fraction, t.ratio) == (fraction, ratio)]
+                arms.append(Arm(fraction, ratio, {name: tuple(found[name] for found in own) for name in METRICS}))
+        return compared(arms)
+
+    def check_images(self) -> None:
+        """Makes sure, before anything is trained, that the images go together.
+
+        Raises:
+            DataError: training images are in the test split too, or the generator would be trained on others.
+        """
+        test = load_images(self.classifier.data, self.classifier.eval.split)
+        for fraction in self.real_fractions:
+            real = self.real_images(fraction)
+            heed_leak(self.classifier.data, real, test)
+            _refuse_foreign(real, training_images(self.generator.data, self._mix(fraction)).digest)
+
+    def real_images(self, fraction: float) -> ImageSet:
+        """The share of the real images that all trainings of `fraction` have."""
+        return training_images(self.classifier.data, self._mix(fraction))
+
+    def _mix(self, fraction: float) -> Mix:
+        return Mix(real_fraction=fraction, seed=self.classifier.mix.seed)
+
+    def _named(self, config: Config, mix: Mix, arm: str, seed: int) -> Config:
+        name = f"{config.run.name}-augment-{mix.real_fraction:g}-{arm}-{seed}"
+        train = replace(config.train, seed=seed)
+        run = Run(name=name, storage=self.classifier.run.storage)
+        return replace(config, run=run, mix=mix, train=train, cluster=self.classifier.cluster)
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One ratio at one fraction, its values over seeds, and how they compare with those of ratio 0."""
-
-    fraction: float
-    ratio: float
-    values: Mapping[str, tuple[float, ...]]
-    """By metric, in the order of the seeds."""
-    gain: float = 0.0
-    """Mean difference of accuracy to the baseline, seed by seed."""
-    gain_error: float = 0.0
-    """Half the width of its 95 % interval (Student's t)."""
-    p: float = 1.0
-    """Of the paired t-test, after Holm's correction for all arms that are compared."""
-
-    def interval(self, metric: str) -> tuple[float, float]:
-        """Mean, and half the width of its 95 % interval."""
-        return _interval(self.values[metric])
+def fit_here(config: Config, asked: Asked = go_on) -> Outcome:
+    """Trains `config` in this process."""
+    folder = RunFolder.open(config.run.storage, config.run.name)
+    images = training_images(config.data, config.mix)
+    return train(config, images, folder, distributed.current(config.cluster.use_gpu), asked)
 
 
-def run(experiment: Experiment, storage: str) -> list[Arm]:
-    """Trains all that is not trained yet, and compares; the same call goes on after a kill.
+def do(experiment: Experiment, training: Training, fit: Fit = fit_here) -> Done:
+    """Does one training, or what is left of it: a generator makes its images, a classifier is scored.
 
     Raises:
-        DataError: a generator has seen other images than its classifiers.
+        DataError: a generator has seen other images than its classifiers, or makes too few that are no copies.
         ResumeError: the storage has another experiment under these names.
+        DivergenceError: a health rule has stopped the training.
     """
-    arms = []
-    for fraction in experiment.real_fractions:
-        source = _generated_for(experiment, fraction, storage)
-        for ratio in experiment.ratios:
-            mix = Mix(real_fraction=fraction, sources=(source,) if ratio else (), ratio=ratio)
-            runs = [
-                _trained(experiment.classifier, mix, f"{ratio:g}", seed, storage) for seed in range(experiment.seeds)
-            ]
-            arms.append(Arm(fraction, ratio, {name: tuple(found[name] for found in runs) for name in METRICS}))
-    return compared(arms)
+    return _generate(experiment, training, fit) if training.ratio is None else _score(training.config, fit)
 
 
-def compared(arms: Sequence[Arm]) -> list[Arm]:
-    """`arms` with their gains over the baseline of their fraction, and Holm's corrected p (1979)."""
-    base = {arm.fraction: np.array(arm.values["accuracy"]) for arm in arms if arm.ratio == 0}
-    found, ps = [], []
-    for arm in arms:
-        change = np.array(arm.values["accuracy"]) - base[arm.fraction]
-        if arm.ratio == 0:
-            found.append(arm)
-            continue
-        gain, error = _interval(tuple(change))
-        same = np.ptp(change) == 0  # the test divides by the spread
-        ps.append(float(change[0] == 0) if same else float(stats.ttest_rel(change, np.zeros_like(change)).pvalue))
-        found.append(replace(arm, gain=gain, gain_error=error))
-    corrected = iter(_holm(ps))
-    return [arm if arm.ratio == 0 else replace(arm, p=next(corrected)) for arm in found]
-
-
-def verdict(arms: Sequence[Arm]) -> str:
-    """One sentence: whether generated images changed the accuracy by more than chance, and where."""
-    tested = [arm for arm in arms if arm.ratio > 0]
-    better = [arm for arm in tested if arm.p < SIGNIFICANCE and arm.gain > 0]
-    worse = [arm for arm in tested if arm.p < SIGNIFICANCE and arm.gain < 0]
-    seeds = len(arms[0].values["accuracy"])
-    if better:
-        best = max(better, key=lambda arm: arm.gain)
-        also = f"; {len(worse)} of {len(tested)} arms lose" if worse else ""
-        return (
-            f"Gain: with {best.fraction:.0%} of the real images, {best.ratio:g} generated for each bring "
-            f"{best.gain:+.2%} ± {best.gain_error:.2%} accuracy (p = {best.p:.2g}, {seeds} seeds){also}."
-        )
-    if worse:
-        worst = min(worse, key=lambda arm: arm.gain)
-        return (
-            f"No gain: no arm is better than real images alone, and with {worst.fraction:.0%} of them {worst.ratio:g} "
-            f"generated for each cost {worst.gain:+.2%} ± {worst.gain_error:.2%} (p = {worst.p:.2g}, {seeds} seeds)."
-        )
-    best = max(tested, key=lambda arm: arm.gain)
-    return (
-        f"No gain: no arm differs from real images alone by more than chance; the largest difference is "
-        f"{best.gain:+.2%} ± {best.gain_error:.2%} (p = {best.p:.2g}, {seeds} seeds)."
-    )
-
-
-def write_report(folder: Path, arms: Sequence[Arm]) -> str:
-    """Puts `report.md`, `augment.json` and `augment.png` into `folder`; the verdict."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sentence = verdict(arms)
-    rows = ["| real images | generated for each | accuracy | macro recall | gain | p |", "| ---: " * 6 + "|"]
-    for arm in arms:
-        shares = " | ".join(f"{mean:.2%} ± {error:.2%}" for mean, error in map(arm.interval, METRICS))
-        compared_to = f"{arm.gain:+.2%} ± {arm.gain_error:.2%} | {arm.p:.2g}" if arm.ratio else "baseline | "
-        rows.append(f"| {arm.fraction:.0%} | {arm.ratio:g} | {shares} | {compared_to} |")
-    note = (
-        "± is half a 95 % interval of Student's t over seeds of training, on one draw of the real images and one "
-        "generator; p of the paired t-test against the baseline, Holm-corrected over all arms."
-    )
-    (folder / "report.md").write_text("\n".join([sentence, "", *rows, "", note, ""]))
-    values = [{**vars(arm), "values": dict(arm.values)} for arm in arms]
-    (folder / "augment.json").write_text(json.dumps({"verdict": sentence, "arms": values}, indent=2) + "\n")
-    _plot(arms).savefig(folder / "augment.png", dpi=110)
-    return sentence
-
-
-def _generated_for(experiment: Experiment, fraction: float, storage: str) -> str:
-    """Folder of the images of a generator that was trained on this share of the real images and no other."""
-    mix = Mix(real_fraction=fraction)
-    config = _named(experiment.generator, mix, "generator", experiment.generator.train.seed, storage)
-    real = training_images(experiment.classifier.data, mix)
-    refuse_leak(real, load_images(experiment.classifier.data, experiment.classifier.eval.split))
-    folder = RunFolder.open(storage, config.run.name)
-    train(config, training_images(config.data, mix), folder, distributed.current(use_gpu=False))
-    directory = folder.pull(f"{SNAPSHOTS}/{folder.names(SNAPSHOTS)[-1]}")
+def _generate(experiment: Experiment, training: Training, fit: Fit) -> Done:
+    """Trains a generator on its share of the real images and no other, and writes the images of the classifiers."""
+    config, real = training.config, experiment.real_images(training.fraction)
+    folder, directory = _trained(config, fit)
     made = snapshot.load(directory)
-    if made.data_digest != real.digest:
-        raise DataError(
-            f"the generator of {config.run.name!r} was trained on other images ({made.data_digest[:12]}…) than the "
-            f"classifiers have ({real.digest[:12]}…); give both presets the same data.*"
-        )
+    _refuse_foreign(real, made.data_digest, config.run.name)
     per_class = max(round(max(experiment.ratios) * int(n)) for n in np.bincount(real.labels.numpy()))
-    request = generated.request_for(made, config.run.name, None, num=per_class * len(made.classes))
-    place = folder.local / "generated"
+    num = per_class * len(made.classes) * (SPARE if experiment.copy_quantile else 1)
+    request = generated.request_for(made, config.run.name, None, num=num)
+    place = folder.pull(GENERATED)
     for index in generated.claim(place, request):
         generated.write_shard(place, request, made, index)
     generated.finish(place, request)
-    return str(place)
+    folder.push(GENERATED)
+    # too few of a class is better known before the classifiers are trained
+    mix = next(
+        t.config.mix for t in experiment.trainings() if t.after == training.name and t.ratio == max(experiment.ratios)
+    )
+    left_out = training_images(experiment.classifier.data, mix).left_out
+    return Done({}, f"{num} images generated" + (f", left out {left_out}" if left_out else ""))
 
 
-def _trained(config: Config, mix: Mix, arm: str, seed: int, storage: str) -> dict[str, float]:
-    """Scores of one training, by metric; taken once."""
-    config = _named(config, mix, arm, seed, storage)
-    folder = RunFolder.open(storage, config.run.name)
-    path = folder.pull(RESULT)
+def _score(config: Config, fit: Fit) -> Done:
+    """Scores of one classifier, by metric; taken once."""
+    path = RunFolder.open(config.run.storage, config.run.name).pull(RESULT)
     if path.is_file():
         known = json.loads(path.read_text())
-        if not differences(Config.from_dict(known["config"]), config):
-            return dict(known["scores"])
-    train(config, training_images(config.data, mix), folder, distributed.current(use_gpu=False))
-    directory = folder.pull(f"{SNAPSHOTS}/{folder.names(SNAPSHOTS)[-1]}")
-    settings = replace(config.eval, metrics=METRICS)
-    scores = score_snapshot(directory, data=config.data, settings=settings, extractor=None)
+        before = Config.from_dict(known["config"])
+        check_same_run(before, config)
+        if (before.train.num_steps, before.eval.split) == (config.train.num_steps, config.eval.split):
+            return Done(known["scores"])
+    folder, directory = _trained(config, fit)
+    scores = score_snapshot(directory, data=config.data, settings=replace(config.eval, metrics=METRICS), extractor=None)
+    tracker = JsonlTracker(folder.pull("journal"), "eval")
+    tracker.metrics(config.train.num_steps, logged(scores))
+    tracker.close()
+    folder.push("journal")
     found = {score.metric: score.value for score in scores}
-    path.write_text(json.dumps({"config": config.to_dict(), "scores": found}, indent=2) + "\n")
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps({"config": config.to_dict(), "scores": found}, indent=2) + "\n")
+    beside.replace(path)
     folder.push(RESULT)
-    return found
+    return Done(found)
 
 
-def _named(config: Config, mix: Mix, arm: str, seed: int, storage: str) -> Config:
-    name = f"{config.run.name}-augment-{mix.real_fraction:g}-{arm}-{seed}"
-    return replace(config, run=Run(name=name, storage=storage), mix=mix, train=replace(config.train, seed=seed))
+def _trained(config: Config, fit: Fit) -> tuple[RunFolder, Path]:
+    """The folder of a run that is trained to its end, and its last snapshot."""
+    outcome = fit(config)
+    if outcome.stopped:
+        raise DivergenceError(
+            f"run {config.run.name!r} was stopped by {outcome.stopped}, and a comparison needs all its steps; train it "
+            "with other values, or switch the rule to warn"
+        )
+    folder = RunFolder.open(config.run.storage, config.run.name)
+    return folder, folder.pull(f"{SNAPSHOTS}/{folder.names(SNAPSHOTS)[-1]}")
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    error = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-    return float(np.mean(values)), error
-
-
-def _holm(ps: Sequence[float]) -> list[float]:
-    """Corrected p-values, in the order of `ps`."""
-    corrected: NDArray[np.float64] = np.empty(len(ps))
-    highest = 0.0
-    for rank, index in enumerate(np.argsort(ps, kind="stable")):
-        highest = max(highest, min(1.0, (len(ps) - rank) * ps[index]))
-        corrected[index] = highest
-    return [float(p) for p in corrected]
-
-
-def _plot(arms: Sequence[Arm]) -> Figure:
-    figure = Figure((7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for fraction in dict.fromkeys(arm.fraction for arm in arms):
-        own = sorted((arm for arm in arms if arm.fraction == fraction), key=lambda arm: arm.ratio)
-        means, errors = zip(*(arm.interval("accuracy") for arm in own), strict=True)
-        label = f"{fraction:.0%} of the real images"
-        axes.errorbar([arm.ratio for arm in own], means, errors, marker="o", capsize=4, label=label)
-    axes.set(xlabel="generated images for each real one", ylabel="accuracy, 95 % interval")
-    axes.legend()
-    axes.grid(alpha=0.25)
-    return figure
+def _refuse_foreign(real: ImageSet, digest: str, name: str = "") -> None:
+    if digest != real.digest:
+        who = f"of {name!r} was" if name else "would be"
+        raise DataError(
+            f"the generator {who} trained on other images ({digest[:12]}…) than the classifiers have "
+            f"({real.digest[:12]}…); give both the same data.*, on every node"
+        )

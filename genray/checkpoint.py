@@ -20,6 +20,7 @@ from genray.evaluation.features import Extractor
 from genray.evaluation.protocol import Score
 from genray.evaluation.scoring import load_extractor, read_scores
 from genray.manifest import seal, sweep, verify
+from genray.objectives import classifier_of
 from genray.snapshot import Snapshot
 from genray.storage import RunFolder
 
@@ -144,7 +145,10 @@ class FolderStore:
 
     def _write(self, checkpoint: Checkpoint, images: ImageSet) -> None:
         config = Config.from_dict(checkpoint.state["config"])
-        self.save_snapshot(checkpoint.under("ema/"), config, checkpoint.step, images)
+        weights = checkpoint.under("ema/")
+        if name := classifier_of(config.objective):
+            weights |= {f"{name}/{k}": v for k, v in checkpoint.under(f"modules/{name}/").items()}
+        self.save_snapshot(weights, config, checkpoint.step, images)
         self.save(checkpoint)
         self.prune(config.train.keep, best_step(self.folder))
 

@@ -1,6 +1,5 @@
 """A study in MLflow: a parent run, and a child run for every trial, fed from the journals by one thread."""
 
-import json
 import logging
 import threading
 import time
@@ -18,7 +17,6 @@ from genray.mlflow_store import cause, connect, reporting
 from genray.space import pairs
 from genray.study import ENDED, Study, TrialRecord, hours, ranking
 
-NOTE = "mlflow.json"
 STATUS: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
     "finished": "FINISHED",
     "pruned": "KILLED",
@@ -68,22 +66,17 @@ class StudyDrain:
 
     def _parent(self) -> str:
         settings = self.study.settings
-        path = self.study.folder.pull(NOTE)
-        known = json.loads(path.read_text())["run_id"] if path.is_file() else None
         space = {f"space.{name}": text for name, _, text in (pair.partition("=") for pair in pairs(settings.space))}
         search = {k: v for k, v in settings.to_dict()["search"].items() if k != "space"}
-        run_id = mlflow_tracking.start_run(
+        return mlflow_tracking.run_of(
+            self.study.folder,
             self.uri,
             experiment=experiment(self.study),
             name=settings.search.name,
             params={f"search.{k}": v for k, v in search.items()} | space | settings.config.flat(),
             config=settings.to_dict(),
             tags=mlflow_tracking.provenance_tags() | {"genray.kind": "study", "genray.task": settings.config.task},
-            run_id=known,
         )
-        path.write_text(json.dumps({"run_id": run_id}) + "\n")
-        self.study.folder.push(NOTE)
-        return run_id
 
     def _loop(self) -> None:
         while True:
@@ -123,11 +116,9 @@ class StudyDrain:
 
     def _child(self, trial: TrialRecord) -> str:
         settings = self.study.settings
-        folder = self.study.trial_folder(trial.number)
-        path = folder.pull(NOTE)
-        known = json.loads(path.read_text())["run_id"] if path.is_file() else None
         config = settings.trial_config(trial.number, trial.values, trial.phase)
-        run_id = mlflow_tracking.start_run(
+        return mlflow_tracking.run_of(
+            self.study.trial_folder(trial.number),
             self.uri,
             experiment=experiment(self.study),
             name=f"{settings.search.name}/{trial.name}",
@@ -140,11 +131,7 @@ class StudyDrain:
                 "genray.phase": trial.phase,
                 "genray.task": config.task,
             },
-            run_id=known,
         )
-        path.write_text(json.dumps({"run_id": run_id}) + "\n")
-        folder.push(NOTE)
-        return run_id
 
     def _summary(self, client: MlflowClient, trials: Mapping[int, TrialRecord]) -> None:
         """Counts and the best so far, on the parent: its charts would be empty otherwise."""

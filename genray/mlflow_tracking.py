@@ -24,9 +24,11 @@ from mlflow.exceptions import MlflowException
 
 from genray.errors import TrackingError
 from genray.mlflow_store import connect, database, redact, reporting, resolve_uri
+from genray.storage import RunFolder
 
-__all__ = ["TrainingData", "end_run", "provenance_tags", "resolve_uri", "start_run"]
+__all__ = ["NOTE", "TrainingData", "end_run", "provenance_tags", "resolve_uri", "run_of", "start_run"]
 
+NOTE = "mlflow.json"
 COMMIT_VARIABLE = "GENRAY_GIT_COMMIT"
 _PARAMS_A_BATCH = 100
 _DIGEST_CHARACTERS = 36  # most that MLflow keeps of a data set's digest
@@ -82,6 +84,25 @@ def start_run(
         values = {**tags, **own, **{f"genray.resumed.{key}": value for key, value in changed.items()}}
         set_tags(client, run_id, values)
         client.log_dict(run_id, dict(config), "config.json")
+    return run_id
+
+
+def run_of(folder: RunFolder, uri: str, **values: Any) -> str:
+    """Id of the MLflow run of a folder, RUNNING: the one that is noted there, or a new one, noted from now on.
+
+    Args:
+        folder: of a run, a study or a trial.
+        uri: what `resolve_uri` returned.
+        values: as `start_run` takes them.
+
+    Raises:
+        TrackingError: as `start_run` does.
+    """
+    path = folder.pull(NOTE)
+    known = json.loads(path.read_text())["run_id"] if path.is_file() else None
+    run_id = start_run(uri, run_id=known, **values)
+    path.write_text(json.dumps({"uri": redact(uri), "run_id": run_id}) + "\n")
+    folder.push(NOTE)
     return run_id
 
 

@@ -66,7 +66,7 @@ def resolved(config: Config) -> Config:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute()) if path else ""
+    return str(Path(path).expanduser().absolute()) if path and "://" not in path else path
 
 
 def keep_private() -> None:

@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from genray.config import Config
 from genray.errors import GenrayError
 from genray.evaluation import METRICS
 from genray.evaluation.protocol import Score
-from genray.evaluation.scoring import read_scores, score_snapshot, write_scores
+from genray.evaluation.scoring import logged, read_scores, score_snapshot, write_scores
 from genray.manifest import MANIFEST
 from genray.paths import keep_private
 from genray.storage import RunFolder
@@ -129,11 +128,6 @@ class Scorer:
         # what was deleted meanwhile can be neither registered nor gone back to
         if name in self.folder.names(SNAPSHOTS):
             note_best(self.folder, name, scores[0])
-
-
-def logged(scores: Sequence[Score]) -> dict[str, float]:
-    """The scores as metrics of the journal."""
-    return {f"eval/{s.metric}": s.value for s in scores} | {f"eval/{s.metric}_spread": s.spread for s in scores}
 
 
 def note_best(folder: RunFolder, name: str, score: Score) -> None:

@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import ray
-import torch
 from ray.util import ActorPool
 
 from genray import ray_train, snapshot
@@ -57,8 +56,7 @@ def write(folder: Path, request: Request, source: Path, *, num_workers: int, num
 
 
 def load(source: Path, request: Request, device: str = "cpu") -> Snapshot:
-    """The generator, drawing with one thread: how many there are can change the last bit of an image."""
-    torch.set_num_threads(1)
+    """The generator that the request is for."""
     made = snapshot.load(source)
     if made.digest != request.generator_digest:
         raise CheckpointError(f"{source} is another snapshot than the one that the data set was begun with")

@@ -181,8 +181,6 @@ def bring_extractor(folder: RunFolder, config: Config, uri: str) -> bool:
 
 def _start_tracking(folder: RunFolder, config: Config, uri: str, images: ImageSet) -> str:
     """The MLflow run of this run: a new one, or the one that an earlier start of it noted in its folder."""
-    path = folder.pull("mlflow.json")
-    known = json.loads(path.read_text())["run_id"] if path.is_file() else None
     data = mlflow_tracking.TrainingData(
         name=config.data.name,
         source=config.data.root or config.data.name,
@@ -190,7 +188,8 @@ def _start_tracking(folder: RunFolder, config: Config, uri: str, images: ImageSe
         num_images=len(images.images),
     )
     try:
-        run_id = mlflow_tracking.start_run(
+        run_id = mlflow_tracking.run_of(
+            folder,
             uri,
             experiment=config.tracking.experiment or f"genray/{config.data.name}",
             name=config.run.name,
@@ -200,15 +199,13 @@ def _start_tracking(folder: RunFolder, config: Config, uri: str, images: ImageSe
             | {"genray.task": config.task, "genray.images_skipped": str(images.num_skipped)}
             | ({"genray.mix.left_out": images.left_out} if images.left_out else {}),
             dataset=data,
-            run_id=known,
         )
     except TrackingError as error:
-        if known is None:
+        noted = folder.local / mlflow_tracking.NOTE
+        if not noted.is_file():
             raise
         logger.warning("the run goes on, and its journal is delivered later: %s", error)
-        return str(known)
-    path.write_text(json.dumps({"uri": mlflow_store.redact(uri), "run_id": run_id}) + "\n")
-    folder.push("mlflow.json")
+        return str(json.loads(noted.read_text())["run_id"])
     print(f"MLflow run {run_id} in {mlflow_store.redact(uri)}", flush=True)  # noqa: T201
     return run_id
 

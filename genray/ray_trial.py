@@ -34,9 +34,9 @@ from genray.data.mix import Mix, training_images
 from genray.distributed import World
 from genray.errors import ClusterError, ConfigError, GenrayError
 from genray.evaluation.protocol import Score
-from genray.evaluation.scoring import read_scores
+from genray.evaluation.scoring import logged, read_scores
 from genray.paths import keep_private
-from genray.ray_evaluate import logged, note_best, take_scores
+from genray.ray_evaluate import note_best, take_scores
 from genray.search import objectives
 from genray.storage import RunFolder
 from genray.study import Study, metric_names

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 from conftest import tiny_config
 from evaluation_snapshots import save_classifier, save_generator, save_vae
+from pyarrow import fs
 
 from genray import ray_generate, snapshot
 from genray.config import Config, Data, differences
@@ -24,6 +26,7 @@ from genray.data.generated import Request, request_for
 from genray.data.images import ImageSet, load_images
 from genray.data.mix import Mix, training_images
 from genray.errors import ConfigError, DataError
+from genray.storage import RunFolder
 
 ROOT = Path(__file__).parents[1]
 DIGITS = Data(name="digits")
@@ -110,6 +113,26 @@ def test_generated_shard_that_is_damaged_is_named(generator: Path, tmp_path: Pat
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(DataError, match=r"shard-00001\.zip is missing or damaged; delete it"):
         generated.load(tmp_path)
+
+
+def test_generated_set_in_an_object_store_is_copied_and_a_damaged_copy_is_replaced(
+    made: tuple[Path, str], tmp_path: Path
+) -> None:
+    shutil.copytree(made[0], tmp_path / "store" / "set")
+    store = fs.SubTreeFileSystem(str(tmp_path / "store"), fs.LocalFileSystem())
+    folder = RunFolder(tmp_path / "scratch", store)
+    place = generated.copied(folder, "set")
+    assert place == tmp_path / "scratch" / "set"
+    assert generated.load(place).digest == generated.load(made[0]).digest
+    before = place.stat().st_ino
+    assert generated.copied(folder, "set").stat().st_ino == before
+    (place / "shard-00001.zip").write_bytes(b"x")
+    assert generated.load(generated.copied(folder, "set")).digest == generated.load(made[0]).digest
+
+
+def test_uri_that_is_no_folder_of_a_run_is_refused() -> None:
+    with pytest.raises(DataError, match=r"'s3://bucket/fakes' is no folder of a run in a storage; expected e\.g\. s3:"):
+        training_images(DIGITS, Mix(sources=("s3://bucket/fakes",)))
 
 
 def test_unconditional_generator_files_its_images_under_the_class_it_is_told(tmp_path: Path) -> None:

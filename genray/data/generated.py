@@ -16,13 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from genray import __version__
-from genray.data.cache import pixel_digest
+from genray.data.cache import locked, pixel_digest
 from genray.data.images import ImageSet
 from genray.data.pixels import decode
 from genray.errors import ConfigError, DataError, DivergenceError
 from genray.fields import check_at_least
 from genray.manifest import sha256
 from genray.sampling import generate, latents
+from genray.storage import RunFolder
 from genray.streams import derive_seed
 
 if TYPE_CHECKING:
@@ -128,15 +129,22 @@ def write_shard(folder: Path, request: Request, made: "Snapshot", index: int) ->
 
 
 def draw(made: "Snapshot", request: Request, index: int, labels: Tensor) -> Tensor:
-    """Images of one shard, uint8 (len(labels), C, H, W); of all its latents, whoever draws them."""
+    """Images of one shard, uint8 (len(labels), C, H, W); of all its latents, whoever draws them.
+
+    One thread draws: how many there are can change the last bit of an image.
+    """
     module = made.module
     seed = derive_seed(request.seed, "generated", index)
     z = latents(len(labels), int(getattr(module, "latent_dim", 0)), seed)
     conditional = int(getattr(module, "num_labels", 0)) > 0
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         return generate(module, z, labels if conditional else None, BATCH_SIZE, truncation=request.truncation)
     except DivergenceError as error:
         raise DivergenceError(f"shard {index} of {request.generator}: {error}") from error
+    finally:
+        torch.set_num_threads(threads)
 
 
 def finish(folder: Path, request: Request) -> str:
@@ -145,6 +153,33 @@ def finish(folder: Path, request: Request) -> str:
     text = json.dumps({"request": asdict(request), "shards": shards}, indent=2, sort_keys=True) + "\n"
     _write(folder / MANIFEST, text.encode())
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def local_folder(source: str) -> Path:
+    """Where a data set can be read on this machine: `source`, or a copy of it, kept, where it is a URI.
+
+    Raises:
+        DataError: a URI of another form than `STORAGE/RUN/FOLDER`.
+        StorageError: a storage that cannot be reached.
+    """
+    if "://" not in source:
+        return Path(source).expanduser()
+    storage, _, rest = source.partition("://")
+    *parents, run, name = rest.rstrip("/").split("/")
+    if not all(parents) or not parents or not run or not name:
+        raise DataError(f"{source!r} is no folder of a run in a storage; expected e.g. s3://bucket/RUN/generated")
+    return copied(RunFolder.open(f"{storage}://{'/'.join(parents)}", run), name)
+
+
+def copied(folder: RunFolder, name: str) -> Path:
+    """Where the data set `name` of a run's folder can be read on this machine; copied from the storage where needed."""
+    place = folder.local / name
+    with locked(place):  # all trainings of a machine read one copy
+        manifest = folder.pull(f"{name}/{MANIFEST}")
+        shards = json.loads(manifest.read_text())["shards"] if manifest.is_file() else {}
+        if any(not (place / shard).is_file() or sha256(place / shard) != own for shard, own in shards.items()):
+            folder.pull(name)
+    return place
 
 
 def load(folder: Path) -> ImageSet:

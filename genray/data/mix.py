@@ -30,7 +30,8 @@ class Mix:
     real_fraction: float = 1.0
     """Share of the real training images of each class that is kept."""
     sources: tuple[str, ...] = ()
-    """Folders that `genray generate` has made, of the same image shape and with the same names of classes."""
+    """Folders that `genray generate` has made, of the same image shape and with the same names of classes; that an
+    experiment has made in an object store, by URI."""
     ratio: float = 1.0
     """Generated images for each real one that is kept, in each class."""
     balance: bool = False
@@ -127,7 +128,7 @@ def _drawn(mix: Mix, real: ImageSet, labels: Tensor) -> Tensor:
 
 def _checked(source: str, real: ImageSet) -> ImageSet:
     """The generated set, its labels those of `real`."""
-    made = generated.load(Path(source).expanduser())
+    made = generated.load(generated.local_folder(source))
     if made.images.shape[1:] != real.images.shape[1:]:
         raise DataError(
             f"mix.sources has images {tuple(made.images.shape[1:])} in {source!r}, and those of {real.name!r} are "
