@@ -62,7 +62,7 @@ def test_readme_map_names_only_files_that_exist():
         for part in name.split():
             if part.endswith(".py"):
                 assert list((root / "genray").glob(part)), part
-    assert (root / "cluster.yaml").is_file() and (root / "jobs" / "demo.py").is_file()
+    assert (root / "clusters").is_dir() and (root / "jobs" / "demo.py").is_file()
 
 
 def test_readme_says_of_every_preset_what_the_preset_says():
