@@ -110,10 +110,11 @@ class Experiment:
                 f"transfer.source={generator.transfer.source!r} of the generator may have seen images that the "
                 "classifiers have not; leave it out"
             )
-        for config in (classifier, generator):
-            if set_by_user := [k for k, v in vars(config.mix).items() if k != "seed" and v != getattr(Mix(), k)]:
+        for config, free in ((classifier, ("seed",)), (generator, ())):
+            given = [k for k, v in vars(config.mix).items() if k not in free and v != getattr(Mix(), k)]
+            if given:
                 raise ConfigError(
-                    f"mix.{set_by_user[0]} of {config.run.name!r} is set by the experiment itself; leave it out"
+                    f"mix.{given[0]} of {config.run.name!r} is set by the experiment itself; leave it out"
                 )
 
     @property
