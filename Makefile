@@ -4,7 +4,8 @@ VENV := .venv
 READY := $(VENV)/.ready-$(shell cat requirements.txt pyproject.toml | cksum | cut -d' ' -f1)
 
 # make faults: every fault of tests/faults, injected for real; writes docs/faults.md.
-.PHONY: demo test faults check install lock clean
+# make services: MLflow with sign-in over PostgreSQL and S3, on this machine until Ctrl-C; docs/services.md.
+.PHONY: demo test faults services check install lock clean
 
 demo: $(READY)
 	$(VENV)/bin/python jobs/demo.py
@@ -18,6 +19,9 @@ test: $(READY)
 
 faults: $(READY)
 	OMP_NUM_THREADS=1 RAY_AUTH_MODE=disabled PYTHONPATH=tests $(VENV)/bin/python -m faults $(ONLY)
+
+services: $(READY)
+	@$(VENV)/bin/python jobs/services.py
 
 check: $(READY)
 	$(VENV)/bin/ruff format --check .

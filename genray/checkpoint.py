@@ -20,6 +20,7 @@ from genray.evaluation.features import Extractor
 from genray.evaluation.protocol import Score
 from genray.evaluation.scoring import load_extractor, read_scores
 from genray.manifest import seal, sweep, verify
+from genray.objectives import classifier_of
 from genray.snapshot import Snapshot
 from genray.storage import RunFolder
 
@@ -63,6 +64,8 @@ class Store(Protocol):
 
     def wait(self) -> None: ...
 
+    def finish(self) -> None: ...
+
     def scores(self) -> dict[int, list[Score]]: ...
 
     def extractor(self, device: str) -> Snapshot | Extractor | None: ...
@@ -78,6 +81,9 @@ class NullStore:
         pass
 
     def wait(self) -> None:
+        pass
+
+    def finish(self) -> None:
         pass
 
     def scores(self) -> dict[int, list[Score]]:
@@ -128,9 +134,21 @@ class FolderStore:
         if writing is not None:
             writing.result()
 
+    def finish(self) -> None:
+        """Returns when all that was put is written, and the storage has the journal to its end.
+
+        Raises:
+            OSError: it could not be.
+        """
+        self.wait()
+        self.folder.push_journal("train")
+
     def _write(self, checkpoint: Checkpoint, images: ImageSet) -> None:
         config = Config.from_dict(checkpoint.state["config"])
-        self.save_snapshot(checkpoint.under("ema/"), config, checkpoint.step, images)
+        weights = checkpoint.under("ema/")
+        if name := classifier_of(config.objective):
+            weights |= {f"{name}/{k}": v for k, v in checkpoint.under(f"modules/{name}/").items()}
+        self.save_snapshot(weights, config, checkpoint.step, images)
         self.save(checkpoint)
         self.prune(config.train.keep, best_step(self.folder))
 
@@ -158,7 +176,7 @@ class FolderStore:
             data_digest=images.digest,
         )
         self.folder.push(relative)
-        self.folder.push("journal")
+        self.folder.push_journal("train")
 
     def prune(self, keep: int, best_step: int | None) -> None:
         """Deletes all checkpoints and snapshots but the last `keep` and the one of `best_step`, and halves of them."""

@@ -68,8 +68,7 @@ def probabilities_of(classifier: Snapshot, files: Sequence[Path]) -> Tensor:
         DataError: a file cannot be read.
         CorruptImageError: a file is no image.
     """
-    if classifier.product != "classifier":
-        raise ConfigError(f"snapshot of {classifier.task!r} is a {classifier.product}; give a classifier's")
+    classifier = snapshot.as_classifier(classifier)
     images = []
     for path in files:
         try:

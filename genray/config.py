@@ -16,7 +16,7 @@ from genray.evaluation import check_names
 from genray.fields import as_object, build_section, check_at_least
 from genray.health_rules import Health as Health
 from genray.models import MODELS, Model
-from genray.objectives import OBJECTIVES, Objective
+from genray.objectives import OBJECTIVES, Objective, classifier_of
 from genray.transfer import Transfer
 
 
@@ -252,7 +252,7 @@ class Config:
                 f"train.sample_every={self.train.sample_every}: a {self.objective.product} draws no samples; "
                 "set it to 0"
             )
-        check_names(self.eval.metrics, self.objective.product)
+        check_names(self.eval.metrics, self.objective.product, classifies=bool(classifier_of(self.objective)))
         per_rank_batch_size(self.train.global_batch_size, max(1, self.cluster.num_workers))
 
     @property

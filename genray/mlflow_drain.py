@@ -76,7 +76,7 @@ class Drain:
         run_id: str,
         directory: Path,
         *,
-        refresh: Callable[[], None] | None = None,
+        refresh: Callable[[], object] | None = None,
         interval: float = 1.0,
     ) -> None:
         self._uri, self._run_id, self._directory = uri, run_id, directory

@@ -41,7 +41,9 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         with torch.random.fork_rng(devices=[]):
             networks = self.knobs(**values).build(tuple(card["image_shape"]), len(card["classes"]))
         module: torch.nn.Module = networks[card["product"]]
-        module.load_state_dict(load_file(files["weights"]), strict=True)
+        # names with a slash are of a classifier that was trained beside it
+        weights = {name: tensor for name, tensor in load_file(files["weights"]).items() if "/" not in name}
+        module.load_state_dict(weights, strict=True)
         channels, height, width = card["image_shape"]
         self.image_shape: Shape = (channels, height, width)
         self.classes: list[str] = card["classes"]

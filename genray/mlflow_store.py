@@ -4,7 +4,9 @@ MLflow's own defaults would hide an absent server for four minutes (7 retries wi
 and let a hanging one block for two. Importing this module sets, where the environment does not
 already, one retry (`MLFLOW_HTTP_REQUEST_MAX_RETRIES`), 60 seconds without an answer
 (`MLFLOW_HTTP_REQUEST_TIMEOUT`; a server may take that long to store a large model) and no telemetry
-(`MLFLOW_DISABLE_TELEMETRY`). Who needs patience waits in a loop of his own, as the drain does.
+(`MLFLOW_DISABLE_TELEMETRY`). Files come through the server (`MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD`),
+not by signed addresses of its object store, which its users need not reach and nobody should find in
+a log. Who needs patience waits in a loop of his own, as the drain does.
 """
 
 import fcntl
@@ -19,6 +21,7 @@ from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 
@@ -41,8 +44,11 @@ _CAUSES = (
     ("CERTIFICATE_VERIFY|SSLError", "TLS certificate not accepted; see MLFLOW_TRACKING_SERVER_CERT_PATH"),
     ("timed out|Timeout", "no answer in time"),
     ("Connection aborted|RemoteDisconnected|reset by peer", "connection lost"),
-    ("UNAUTHENTICATED|Unauthorized|401", "not signed in; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
-    ("PERMISSION_DENIED|403", "this user may not do that"),
+    (
+        r"UNAUTHENTICATED|Unauthorized|\b401\b",
+        "no such user name and password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    ),
+    (r"PERMISSION_DENIED|\b403\b", "this user may not do that"),
 )
 
 

@@ -104,9 +104,7 @@ class StudyDrain:
         folder = self.study.trial_folder(trial.number)
         run_id = self.children.get(trial.number) or self._child(trial)
         self.children[trial.number] = run_id
-        if folder.remote is not None:
-            folder.pull("journal")
-        _, damaged = deliver(client, run_id, folder.local / "journal")
+        _, damaged = deliver(client, run_id, folder.mirror.follow_journals())
         if damaged:
             raise damaged
         if trial.status in ENDED:

@@ -15,6 +15,7 @@ from genray.errors import GenrayError
 from genray.evaluation import METRICS
 from genray.evaluation.protocol import Score
 from genray.evaluation.scoring import logged, read_scores, score_snapshot, write_scores
+from genray.manifest import MANIFEST
 from genray.paths import keep_private
 from genray.storage import RunFolder
 from genray.tracking import JsonlTracker
@@ -61,7 +62,7 @@ class Scorer:
     def __init__(self, config: Config, storage: str, *, on_ray: bool) -> None:
         self.config, self.storage, self.on_ray = config, storage, on_ray
         self.folder = RunFolder.open(storage, config.run.name)
-        self.tracker = JsonlTracker(self.folder.local / "journal", "eval")
+        self.tracker = JsonlTracker(self.folder.pull_journal("eval"), "eval")
         self.failed: set[str] = set()
         self.closing = threading.Event()
         self.thread = threading.Thread(target=self._loop, name="scorer", daemon=True)
@@ -97,7 +98,8 @@ class Scorer:
     def _next(self) -> str | None:
         scored = {Path(name).stem for name in self.folder.names(SCORES)}
         waiting = [name for name in self.folder.names(SNAPSHOTS) if name not in scored | self.failed]
-        return waiting[-1] if waiting else None
+        # one that is being copied to the storage has no manifest yet
+        return next((name for name in reversed(waiting) if self.folder.holds(f"{SNAPSHOTS}/{name}/{MANIFEST}")), None)
 
     def _score(self, name: str) -> None:
         arguments = (self.config.to_dict(), self.storage, name)
@@ -117,10 +119,12 @@ class Scorer:
             else:
                 cause = "the run deleted it first; train.keep says how many stay"
             self.tracker.event(step_of(name), "not_scored", cause=cause)
+            self.folder.push_journal("eval")
             self.failed.add(name)
             return
         scores = read_scores(self.folder.pull(f"{SCORES}/{name}.json"))
         self.tracker.metrics(step_of(name), logged(scores))
+        self.folder.push_journal("eval")
         # what was deleted meanwhile can be neither registered nor gone back to
         if name in self.folder.names(SNAPSHOTS):
             note_best(self.folder, name, scores[0])

@@ -23,7 +23,7 @@ from genray.paths import base_directory, is_path
 from genray.preemption import sigterm_asks, sigterm_raises
 from genray.ray_evaluate import Scorer
 from genray.start import START, start_from
-from genray.storage import RunFolder
+from genray.storage import JOURNAL, RunFolder
 from genray.trainer import Outcome, check_same_run, train
 
 DELIVERY_TIMEOUT_S = 60.0
@@ -85,7 +85,8 @@ def run(config: Config) -> Report:
     _bring_start(folder, config, uri, images)
     can_score = bring_extractor(folder, config, uri)
     run_id = _start_tracking(folder, config, uri, images)
-    drain = Drain(uri, run_id, folder.local / "journal", refresh=lambda: _refresh(folder))
+    followed = folder.mirror
+    drain = Drain(uri, run_id, followed.local / JOURNAL, refresh=lambda: followed.follow_journals())
     drain.start()
     status: Status = "FAILED"
     tags: dict[str, str] = {}
@@ -113,11 +114,6 @@ def end_tracking(uri: str, run_id: str, status: Status, tags: Mapping[str, str])
         mlflow_tracking.end_run(uri, run_id, status, tags)
     except TrackingError as error:
         logger.warning("MLflow was not told that the run is %s: %s", status, error)
-
-
-def _refresh(folder: RunFolder) -> None:
-    if folder.remote is not None:
-        folder.pull("journal")
 
 
 def _claim(folder: RunFolder, config: Config) -> None:

@@ -73,7 +73,7 @@ class Rank:
             backend = "nccl" if made.cluster.use_gpu else "gloo"
             dist.init_process_group(backend, where, COLLECTIVE_TIMEOUT, world_size=size, rank=rank)
         folder = RunFolder.open(made.run.storage, made.run.name)
-        tracker: Tracker = JsonlTracker(folder.pull("journal"), "train") if rank == 0 else NullTracker()
+        tracker: Tracker = JsonlTracker(folder.pull_journal("train"), "train") if rank == 0 else NullTracker()
         world = World(rank, size, device)
         store = store_for(folder, rank)
         self.trainer = Trainer(made, images_of(made.data, made.mix), folder, store=store, tracker=tracker, world=world)
@@ -254,10 +254,10 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         return self._said(trainer.step, found, logged(scores), done=done) | stopped
 
     def _log(self, step: int, scores: list[Score]) -> None:
-        tracker = JsonlTracker(self.folder.local / "journal", "eval")
+        tracker = JsonlTracker(self.folder.pull_journal("eval"), "eval")
         tracker.metrics(step, logged(scores))
         tracker.close()
-        self.folder.push("journal")
+        self.folder.push_journal("eval")
 
     def _said(self, step: int, found: list[float], metrics: dict[str, float], *, done: bool) -> dict[str, Any]:
         self.num_reports += 1

@@ -12,6 +12,7 @@ from genray.errors import ConfigError
 from genray.evaluation import METRICS, check_names
 from genray.evaluation.protocol import Score
 from genray.fields import check_at_least
+from genray.objectives import classifier_of
 
 VIOLATION = 1e6
 """Added to the objective of a trial that misses its constraint, so that any that keeps it is better."""
@@ -168,7 +169,8 @@ def racing_metrics(config: Config, search: Search) -> tuple[str, ...]:
     """
     constraint = (parse_constraint(search.constraint)[0],) if search.constraint else ()
     metrics = tuple(dict.fromkeys((*objective_metrics(config, search), *constraint)))
-    check_names(metrics, config.objective.product, field="search.metric")
+    classifies = bool(classifier_of(config.objective))
+    check_names(metrics, config.objective.product, classifies=classifies, field="search.metric")
     return metrics
 
 

@@ -6,7 +6,7 @@ Nothing in it is code, and nothing is unpickled.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from genray import __version__
 from genray.config import Config
 from genray.errors import CheckpointError, ConfigError
 from genray.manifest import seal, verify
+from genray.objectives import classifier_of
 
 WEIGHTS, CARD = "model.safetensors", "config.json"
 FORMAT = 1
@@ -34,6 +35,8 @@ class Snapshot:
     task: str
     product: str
     """Which network of the run it is: generator, vae, tokenizer or classifier."""
+    classifier: nn.Module | None
+    """Images (B, C, H, W) in [-1, 1] to logits (B, K), trained beside a product that is none; no moving average."""
     step: int
     samples_seen: int
     image_shape: tuple[int, int, int]
@@ -56,6 +59,8 @@ def save(
     data_digest: str,
 ) -> str:
     """Writes a snapshot at `directory`: `weights` are the state of the product of a run with `config`.
+
+    Those of the module that names classes beside it, if there is one, have its name and a slash before theirs.
 
     Returns:
         Its digest.
@@ -98,10 +103,16 @@ def load(directory: Path) -> Snapshot:
         classes = tuple(str(name) for name in card["classes"])
         product = config.objective.product
         with torch.random.fork_rng(devices=[]):
-            module = config.model.build(shape, len(classes))[product]
-        module.load_state_dict(load_file(directory / WEIGHTS), strict=True)
+            built = config.model.build(shape, len(classes))
+        beside = classifier_of(config.objective)
+        tensors = load_file(directory / WEIGHTS)
+        if beside is not None:
+            own = {name: tensors.pop(name) for name in list(tensors) if name.startswith(f"{beside}/")}
+            built[beside].load_state_dict({k.removeprefix(f"{beside}/"): v for k, v in own.items()}, strict=True)
+        built[product].load_state_dict(tensors, strict=True)
         return Snapshot(
-            module=module.eval().requires_grad_(False),
+            module=built[product].eval().requires_grad_(False),
+            classifier=None if beside is None else built[beside].classifier().eval().requires_grad_(False),  # type: ignore[operator]
             config=config,
             task=config.task,
             product=product,
@@ -114,6 +125,19 @@ def load(directory: Path) -> Snapshot:
         )
     except (ConfigError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{directory} does not hold what its {CARD} says: {error}") from error
+
+
+def as_classifier(made: Snapshot) -> Snapshot:
+    """`made` where it is a classifier, or else the one that was trained beside it.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if made.product == "classifier":
+        return made
+    if made.classifier is None:
+        raise ConfigError(f"snapshot of {made.task!r} is a {made.product}; give a classifier's")
+    return replace(made, module=made.classifier, product="classifier", classifier=None)
 
 
 def read_card(path: Path) -> dict[str, Any]:

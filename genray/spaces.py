@@ -14,6 +14,7 @@ _NORM_OR_PENALTY: Space = _GAN | {
     "model.discriminator_norm": Domain("choice", ("batch", "none")),
     "objective.gamma": Domain("log", (0.01, 10.0), when=("model.discriminator_norm", "none")),
 }
+_AUXILIARY: Space = _NORM_OR_PENALTY | {"objective.class_loss": Domain("log", (0.1, 2.0))}
 _VAE: Space = {
     "optim.lr": Domain("log", (1e-4, 1e-2)),
     "objective.beta": Domain("log", (0.1, 10.0)),
@@ -54,6 +55,7 @@ _CLASSIFIER: Space = {
 
 SPACES: dict[str, Space] = {
     "digits-dcgan": _NORM_OR_PENALTY,
+    "digits-acgan": _AUXILIARY,
     "digits-vae": _VAE,
     "digits-classifier": _CLASSIFIER,
     "digits-r3gan": _PENALISED,

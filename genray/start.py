@@ -67,12 +67,14 @@ def read_weights(place: Path) -> tuple[dict[str, Tensor], str]:
         for file, beside in kinds.items():
             if (place / file).is_file():
                 digest = verify(place, (file, beside))
-                if beside == snapshot.CARD and snapshot.read_card(place / beside).get("product") == "generator":
+                tensors = load_file(place / file)
+                of_generator = beside == snapshot.CARD and snapshot.read_card(place / beside)["product"] == "generator"
+                if of_generator and not any("/" in name for name in tensors):
                     raise CheckpointError(
                         f"transfer.source={str(place)!r} is a snapshot of a generator, which no classifier has a trunk "
                         "of; give a checkpoint of its run, which has the discriminator"
                     )
-                return load_file(place / file), digest
+                return tensors, digest
         raise CheckpointError(f"transfer.source={str(place)!r} holds no {MANIFEST} of a snapshot or checkpoint")
     try:
         if place.suffix == ".safetensors":

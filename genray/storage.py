@@ -16,6 +16,7 @@ from pyarrow import fs
 from genray.errors import StorageError
 from genray.manifest import MANIFEST
 
+JOURNAL = "journal"
 SCRATCH = Path("~/.cache/genray/runs")
 
 
@@ -89,13 +90,59 @@ class RunFolder:
         for path in sorted(source.iterdir(), key=lambda p: p.name == MANIFEST):
             self._copy_out(f"{relative}/{path.name}")
 
+    def push_journal(self, name: str) -> None:
+        """Copies the journal `name`, as far as it goes now, to the storage, after the pictures that it speaks of.
+
+        A journal has one writer, who alone copies it: nobody else has all of it.
+        """
+        if self.remote is None:
+            return
+        journal = f"{JOURNAL}/{name}.jsonl"
+        size = (self.local / journal).stat().st_size
+        pictures = f"{JOURNAL}/{name}"
+        selector = fs.FileSelector(pictures, recursive=True, allow_not_found=True)
+        there = {info.path for info in self.remote.get_file_info(selector)}
+        for path in sorted((self.local / pictures).rglob("[!.]*.png")):
+            relative = path.relative_to(self.local).as_posix()
+            if relative not in there:
+                self._copy_out(relative)
+        self._copy_out(journal, size)
+
+    def pull_journal(self, name: str) -> Path:
+        """The local folder of journals, with that of `name` as it was last copied to the storage, for its writer."""
+        return self.pull(f"{JOURNAL}/{name}.jsonl").parent
+
+    @property
+    def mirror(self) -> "RunFolder":
+        """A local folder of its own for the same storage: for a reader, who may be on the machine of a writer."""
+        return self if self.remote is None else RunFolder(self.local / "mirror", self.remote)
+
+    def follow_journals(self) -> Path:
+        """The local folder of journals, with what has come into the storage since the last time.
+
+        Journals are taken before the pictures that they speak of, so that none of these is missing.
+        """
+        folder = self.local / JOURNAL
+        if self.remote is None:
+            return folder
+        for recursive in (False, True):
+            for info in self.remote.get_file_info(fs.FileSelector(JOURNAL, recursive=recursive, allow_not_found=True)):
+                target = self.local / info.path
+                is_new = not target.is_file() or target.stat().st_size != info.size
+                if info.type == fs.FileType.File and is_new and recursive == ("/" in info.path[len(JOURNAL) + 1 :]):
+                    self._copy_in(info.path, target)
+        return folder
+
     def pull(self, relative: str) -> Path:
-        """The local path of a file or folder of the storage, copied here first where it is remote."""
+        """The local path of a file or folder of the storage, copied here first where it is remote.
+
+        A sealed folder that is here already is left as it is: others may be reading it.
+        """
         target = self.local / relative
         if self.remote is None:
             return target
         info = self.remote.get_file_info(relative)
-        if info.type == fs.FileType.NotFound:
+        if info.type == fs.FileType.NotFound or self._same_seal(relative):
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
@@ -125,19 +172,36 @@ class RunFolder:
         else:
             path.unlink(missing_ok=True)
 
+    def holds(self, relative: str) -> bool:
+        """Whether the storage has this file."""
+        if self.remote is None:
+            return (self.local / relative).is_file()
+        return bool(self.remote.get_file_info(relative).type == fs.FileType.File)
+
+    def _same_seal(self, relative: str) -> bool:
+        assert self.remote is not None
+        here, there = self.local / relative / MANIFEST, f"{relative}/{MANIFEST}"
+        if not here.is_file() or not self.holds(there):
+            return False
+        with self.remote.open_input_stream(there) as source:
+            return bool(source.read() == here.read_bytes())
+
     def _copy_in(self, relative: str, target: Path) -> None:
         assert self.remote is not None
         target.parent.mkdir(parents=True, exist_ok=True)
         with self.remote.open_input_stream(relative) as source, target.open("wb") as out:
             shutil.copyfileobj(source, out, 1 << 20)
 
-    def _copy_out(self, relative: str) -> None:
+    def _copy_out(self, relative: str, size: int | None = None) -> None:
         assert self.remote is not None
         parent = relative.rpartition("/")[0]
         if parent:
             self.remote.create_dir(parent, recursive=True)
         with (self.local / relative).open("rb") as source, self.remote.open_output_stream(relative) as out:
-            shutil.copyfileobj(source, out, 1 << 20)
+            if size is None:
+                shutil.copyfileobj(source, out, 1 << 20)
+            else:
+                out.write(source.read(size))
 
 
 def _unusable(storage: str, error: Exception) -> StorageError:

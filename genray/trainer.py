@@ -58,8 +58,7 @@ def train(config: Config, images: ImageSet, folder: RunFolder, world: World, ask
         Stopped: it was asked to end, and has saved what it had.
     """
     keep_freed_memory()
-    journal = folder.pull("journal")
-    tracker: Tracker = JsonlTracker(journal, "train") if world.rank == 0 else NullTracker()
+    tracker: Tracker = JsonlTracker(folder.pull_journal("train"), "train") if world.rank == 0 else NullTracker()
     store = store_for(folder, world.rank)
     return Trainer(config, images, folder, store=store, tracker=tracker, world=world, asked=asked).fit()
 
@@ -174,7 +173,7 @@ class Trainer:
         """
         self.progress.stop()
         self.tracker.close()
-        self.store.wait()
+        self.store.finish()
 
     def update(self) -> None:
         """One step, and the EMA after it."""

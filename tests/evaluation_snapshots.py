@@ -10,6 +10,7 @@ from genray.models.sngan import SNGAN
 from genray.models.stylegan2 import StyleGAN2
 from genray.models.tokenizer import Tokenizer
 from genray.models.vae import MLPVAE
+from genray.objectives import classifier_of
 from genray.objectives.classification import Classification
 from genray.objectives.elbo import ELBO
 from genray.objectives.gan import GAN
@@ -24,13 +25,15 @@ def save(directory, model, objective, *, seed=0, data=None, classes=DIGITS, chan
         data=data or Data(name="digits"), model=model, objective=objective, optim=Optim(), train=Train(sample_every=0)
     )
     torch.manual_seed(seed)
-    module = model.build(config.data.image_shape, len(classes))[objective.product]
+    built = model.build(config.data.image_shape, len(classes))
+    module = built[objective.product]
     if change is not None:
         with torch.no_grad():
             change(module)
-    snapshot.save(
-        directory, module.state_dict(), config, step=1, samples_seen=64, classes=classes, data_digest=data_digest
-    )
+    weights = module.state_dict()
+    if beside := classifier_of(objective):
+        weights |= {f"{beside}/{k}": v for k, v in built[beside].state_dict().items()}
+    snapshot.save(directory, weights, config, step=1, samples_seen=64, classes=classes, data_digest=data_digest)
     return directory
 
 
@@ -40,6 +43,11 @@ def save_classifier(directory, **options):
 
 def save_generator(directory, *, conditional=False, **options):
     return save(directory, DCGAN(latent_dim=8, width=8, conditional=conditional), GAN(), **options)
+
+
+def save_acgan(directory, **options):
+    model = DCGAN(latent_dim=8, width=8, conditional=True, conditioning="auxiliary-classifier")
+    return save(directory, model, GAN(class_loss=1.0), **options)
 
 
 def save_tokenizer(directory, **options):

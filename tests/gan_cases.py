@@ -10,6 +10,14 @@ from genray.models.sngan import SNGAN
 from genray.models.stylegan2 import StyleGAN2
 from genray.objectives.gan import GAN
 
+CLASSIFYING = DCGAN(
+    latent_dim=8,
+    width=8,
+    generator_norm="none",
+    discriminator_norm="none",
+    conditional=True,
+    conditioning="auxiliary-classifier",
+)
 AUGMENTED = ("color", "translation", "cutout")
 _OBJECTIVES = {
     "hinge-gp": GAN(form="hinge", gradient_penalty=10.0),
@@ -36,6 +44,10 @@ CASES: dict[str, Config] = {name: tiny_config(objective=objective) for name, obj
     "stylegan2": tiny_config(
         model=StyleGAN2(latent_dim=8, style_dim=8, width=8, max_width=8, conditional=True),
         objective=GAN(gamma=1.0, augment=AUGMENTED, augment_target=0.1, augment_samples=100),
+    ),
+    "acgan": tiny_config(model=CLASSIFYING, objective=GAN(class_loss=0.5, gamma=1.0, gradient_penalty=10.0)),
+    "acgan-relativistic": tiny_config(
+        model=CLASSIFYING, objective=GAN(form="relativistic", class_loss=0.5, consistency=10.0)
     ),
     "annealed": tiny_config(
         objective=GAN(form="relativistic", gamma=1.0, penalised="both", augment=AUGMENTED, augment_probability=0.0),

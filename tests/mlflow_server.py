@@ -1,6 +1,11 @@
-"""A real `mlflow server` on a free loopback port, which tests may kill and start again."""
+"""Real MLflow stores: a `mlflow server` on a free loopback port, which tests may kill and start again, and SQLite.
 
+With GENRAY_MLFLOW=services both are servers with sign-in, over PostgreSQL and S3, as `make services` starts them.
+"""
+
+import atexit
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -8,6 +13,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 QUIET = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -55,6 +62,50 @@ class Process:
             self._process = None
 
 
+SERVICES = os.environ.get("GENRAY_MLFLOW") == "services"
+
+
+@functools.cache
+def services():
+    """PostgreSQL and S3 for the length of the test session, and what signs in to their MLflow servers."""
+    from services import Services
+
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    made = stack.enter_context(Services())
+    os.environ.update(made.mlflow.environment)
+    del os.environ["MLFLOW_TRACKING_URI"]
+    return made
+
+
+class ServiceServer:
+    """One more server of the services, with databases and a bucket of its own."""
+
+    def __init__(self) -> None:
+        self._server = services().server(f"s{uuid.uuid4().hex}")
+        self.uri = self._server.uri
+
+    def start(self) -> None:
+        self._server.start()
+
+    def kill(self) -> None:
+        self._server.stop(signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def new_store(folder: Path) -> Iterator[str]:
+    """The address of an empty MLflow store."""
+    if not SERVICES:
+        yield f"sqlite:///{folder / 'mlflow.db'}"
+        return
+    server = ServiceServer()
+    server.start()
+    try:
+        yield server.uri
+    finally:
+        server.kill()
+
+
 class Server(Process):
     """`mlflow server` over SQLite in `folder`."""
 
@@ -76,3 +127,8 @@ class Server(Process):
         command += ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
         command += ["--artifacts-destination", str(folder / "artifacts")]
         super().__init__(command, f"{self.uri}/health", folder / "server.log", {})
+
+
+def new_server(folder: Path) -> Server | ServiceServer:
+    """A server, not yet started, with a store of its own."""
+    return ServiceServer() if SERVICES else Server(folder)

@@ -16,26 +16,27 @@ import pytest
 
 pytest.importorskip("mlflow", reason="needs genray[mlflow]")
 from mlflow import MlflowClient
-from mlflow_server import Server
+from mlflow_server import Server, new_server, new_store
 from PIL import Image
 
 from genray.errors import StorageError, TrackingError
 from genray.mlflow_drain import Delivery, Drain, sync
 from genray.mlflow_store import wait_for
-from genray.mlflow_tracking import resolve_uri, start_run
+from genray.mlflow_tracking import start_run
 from genray.tracking import JsonlTracker
 
 pytestmark = [pytest.mark.mlflow, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return resolve_uri("sqlite:///mlflow.db", tmp_path_factory.mktemp("store"))
+def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with new_store(tmp_path_factory.mktemp("store")) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
+    server = new_server(tmp_path_factory.mktemp("server"))
     server.start()
     yield server
     server.kill()

@@ -1,6 +1,7 @@
 """`genray evaluate` on snapshots, registry models and folders, under extractors of every kind."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ pytest.importorskip("mlflow", reason="needs genray[mlflow]")
 import evaluation_snapshots as snapshots
 from conftest import tiny_config
 from mlflow import MlflowClient
+from mlflow_server import new_store
 from PIL import Image
 from torchvision import models
 
@@ -22,15 +24,16 @@ from genray.evaluation.protocol import Protocol
 from genray.evaluation.scoring import read_scores
 from genray.manifest import sha256
 from genray.mlflow_registry import register
-from genray.mlflow_tracking import resolve_uri, start_run
+from genray.mlflow_tracking import start_run
 from genray.paths import resolved
 
 pytestmark = pytest.mark.mlflow
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory):
-    return resolve_uri("sqlite:///mlflow.db", tmp_path_factory.mktemp("store"))
+def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with new_store(tmp_path_factory.mktemp("store")) as address:
+        yield address
 
 
 @pytest.fixture

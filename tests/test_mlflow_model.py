@@ -45,6 +45,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, P
     made = {
         "plain": snapshots.save_generator(base / "plain"),
         "conditional": snapshots.save_generator(base / "conditional", conditional=True),
+        "acgan": snapshots.save_acgan(base / "acgan"),
         "stylegan2": snapshots.save_stylegan2(base / "stylegan2"),
         "sngan": snapshots.save_sngan(base / "sngan"),
         "vae": snapshots.save_vae(base / "vae"),
@@ -110,7 +111,7 @@ def test_requirements_are_exact_and_public(folders: dict[str, tuple[Path, Path]]
     [
         ("plain", None, 1.0),
         ("conditional", 7, 0.5),
-        ("conditional", None, 1.0),
+        ("acgan", None, 1.0),
         ("stylegan2", 7, 0.5),
         ("sngan", None, 1.0),
         ("vae", None, 1.0),

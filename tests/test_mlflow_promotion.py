@@ -5,7 +5,7 @@ import math
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("mlflow", reason="needs genray[mlflow]")
 import evaluation_snapshots as snapshots
 from mlflow import MlflowClient
+from mlflow_server import new_store
 
 from genray import mlflow_promotion
 from genray.errors import ProtocolError, RegistryError
@@ -20,15 +21,16 @@ from genray.evaluation.protocol import Protocol, Score
 from genray.manifest import sha256
 from genray.mlflow_promotion import champion_protocol, promote
 from genray.mlflow_registry import register, resolve
-from genray.mlflow_tracking import resolve_uri, start_run
+from genray.mlflow_tracking import start_run
 
 pytestmark = pytest.mark.mlflow
 TASK = "digits-generator"
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return resolve_uri("sqlite:///mlflow.db", tmp_path_factory.mktemp("store"))
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with new_store(tmp_path_factory.mktemp("store")) as address:
+        yield address
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("mlflow", reason="needs genray[mlflow]")
 from made_studies import settings_of
 from mlflow import MlflowClient
-from mlflow_server import Server
+from mlflow_server import Server, new_server
 
 from genray.mlflow_study import StudyDrain
 from genray.study import Study
@@ -31,7 +31,7 @@ ENDS = {
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     (tmp_path / "server").mkdir()
-    made = Server(tmp_path / "server")
+    made = new_server(tmp_path / "server")
     made.start()
     yield made
     made.kill()

@@ -1,5 +1,6 @@
 """Run folders: local ones, and ones behind an object store's interface."""
 
+import numpy as np
 import pytest
 from pyarrow import fs
 
@@ -7,6 +8,7 @@ from genray import checkpoint
 from genray.errors import StorageError
 from genray.manifest import seal
 from genray.storage import RunFolder
+from genray.tracking import JsonlTracker, read_journal
 
 
 @pytest.fixture
@@ -87,3 +89,39 @@ def test_half_a_checkpoint_of_a_killed_writer_is_deleted_with_the_next(tmp_path)
     store.save(checkpoint.Checkpoint(5, {}, {}))
     store.prune(3, best_step=None)
     assert [p.name for p in (tmp_path / "a" / "checkpoints").iterdir()] == [checkpoint.step_name(5)]
+
+
+def test_journal_and_its_pictures_reach_a_reader_on_the_machine_of_their_writer(remote):
+    written = JsonlTracker(remote.pull_journal("train"), "train")
+    read = remote.mirror
+    for step in (1, 2):
+        written.metrics(step, {"loss": 0.5})
+        written.image(step, "samples/fixed", np.zeros((2, 2, 3), np.uint8))
+        remote.push_journal("train")
+        entries, _ = read_journal(read.follow_journals() / "train.jsonl")
+        assert [entry["step"] for entry in entries] == [n for n in range(1, step + 1) for _ in ("metrics", "image")]
+        assert all((read.local / "journal" / entry["path"]).is_file() for entry in entries if "path" in entry)
+    written.close()
+    assert len(read_journal(remote.local / "journal" / "train.jsonl")[0]) == 4
+
+
+def test_two_writers_of_journals_leave_each_other_theirs(tmp_path, remote):
+    elsewhere = RunFolder(tmp_path / "other-node", remote.remote)
+    for folder, name in ((remote, "train"), (elsewhere, "eval"), (remote, "train")):
+        tracker = JsonlTracker(folder.pull_journal(name), name)
+        tracker.metrics(len(read_journal(folder.local / "journal" / f"{name}.jsonl")[0]), {"loss": 0.5})
+        tracker.close()
+        folder.push_journal(name)
+    there = remote.mirror.follow_journals()
+    assert [len(read_journal(there / f"{name}.jsonl")[0]) for name in ("train", "eval")] == [2, 1]
+
+
+def test_sealed_folder_that_is_here_is_not_copied_again_under_its_readers(remote):
+    seal(remote.local / "s", lambda folder: (folder / "a").write_text("1"))
+    remote.push("s")
+    opened = (remote.local / "s" / "a").stat().st_ino
+    assert (remote.pull("s") / "a").stat().st_ino == opened
+    other = RunFolder(remote.local.parent / "again", remote.remote)
+    seal(other.local / "s", lambda folder: (folder / "a").write_text("2"))
+    other.push("s")
+    assert (remote.pull("s") / "a").read_text() == "2"

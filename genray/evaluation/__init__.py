@@ -123,33 +123,43 @@ METRICS: dict[str, Metric] = {
 """By the name that scores, metric keys (`eval/NAME`) and protocols carry."""
 
 
-def check_names(names: Sequence[str], product: str | None = None, field: str = "eval.metrics") -> None:
+def metrics_of(product: str, classifies: bool = False) -> list[str]:
+    """Names of the metrics of `product`; beside a classifier it has those, too, that only classifiers have."""
+    return [
+        name
+        for name, metric in METRICS.items()
+        if product in metric.products or (classifies and metric.products == _CLASSIFIER)
+    ]
+
+
+def check_names(
+    names: Sequence[str], product: str | None = None, *, classifies: bool = False, field: str = "eval.metrics"
+) -> None:
     """Raises ConfigError unless all are metrics, and of `product` where that is given, or `all`; names the nearest."""
-    having = [name for name, metric in METRICS.items() if product is None or product in metric.products]
+    having = list(METRICS) if product is None else metrics_of(product, classifies)
     for name in names:
         if name not in (*having, ALL):
             kind = "metric" if product is None or name not in METRICS else f"metric of a {product}"
             raise ConfigError(f"{field}: {unknown(kind, name, having)}")
 
 
-def every(product: str, *, by_class: bool, features: bool) -> tuple[str, ...]:
+def every(product: str, *, by_class: bool, features: bool, classifies: bool = False) -> tuple[str, ...]:
     """What `all` stands for: each metric of `product` that it can have, in the order of `METRICS`.
 
     Args:
         product: generator, vae, tokenizer or classifier.
         by_class: whether its fakes are made for a class.
         features: whether there is an extractor.
+        classifies: whether a classifier was trained beside it.
     """
     return tuple(
         name
-        for name, metric in METRICS.items()
-        if product in metric.products
-        and (by_class or not metric.by_class)
-        and (features or not needs_extractor(name, product))
+        for name in metrics_of(product, classifies)
+        if (by_class or not METRICS[name].by_class) and (features or not needs_extractor(name, product))
     )
 
 
-def chosen(names: Sequence[str], product: str) -> tuple[str, ...]:
+def chosen(names: Sequence[str], product: str, classifies: bool = False) -> tuple[str, ...]:
     """The metrics to take of `product`: the first of its own, which decides on promotion, then `names`.
 
     No names: its default ones.
@@ -157,8 +167,8 @@ def chosen(names: Sequence[str], product: str) -> tuple[str, ...]:
     Raises:
         ConfigError: the product has no such metric.
     """
-    check_names(names, product)
-    own = [name for name, metric in METRICS.items() if product in metric.products]
+    check_names(names, product, classifies=classifies)
+    own = metrics_of(product, classifies)
     if product == "classifier":
         own.sort(key=lambda name: name != "accuracy")
     wanted = names or [name for name in own if METRICS[name].default or product == "tokenizer"]

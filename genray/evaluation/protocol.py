@@ -40,7 +40,7 @@ class Protocol:
     resize: str = "none"
     """How images are brought to the extractor's size, e.g. `bilinear-antialias-299`; a snapshot takes its own alone."""
     ema: bool = True
-    """Whether the weights are the moving average; snapshots hold nothing else."""
+    """Whether the weights are the moving average; those of a classifier beside a generator are not."""
     truncation: float = 1.0
     """Factor on the latents."""
     labels: str = "none"

@@ -13,7 +13,7 @@ from genray import snapshot as snapshots
 from genray.config import Data, Eval
 from genray.data.images import ImageSet, load_images
 from genray.errors import ProtocolError, StorageError
-from genray.evaluation import ALL, chosen, every, extractors, needs_extractor
+from genray.evaluation import ALL, chosen, every, extractors, metrics_of, needs_extractor
 from genray.evaluation.classifier_scores import classifier_scores
 from genray.evaluation.features import Extractor, check_shape
 from genray.evaluation.likelihood import has_likelihood
@@ -62,6 +62,10 @@ def score_snapshot(
         _check_classes(model, reals)
         return classifier_scores(names, model, reals, settings)
     found: dict[str, Score] = {}
+    if model.classifier is not None:
+        _check_classes(model, reals)
+        of_classifier = [name for name in names if name in metrics_of("classifier") and name not in TAKERS]
+        found |= {score.metric: score for score in _classifier_beside(of_classifier, model, reals, settings)}
     if extractor is not None:
         if _num_labels(model) > 0:
             _check_classes(model, reals)
@@ -183,10 +187,12 @@ def _names(model: Snapshot, settings: Eval, extractor: Path | None) -> tuple[str
     """The metrics to take; without an extractor a VAE has those of its likelihood."""
     if ALL in settings.metrics:
         by_class = model.product != "classifier" and _num_labels(model) > 0
-        metrics = every(model.product, by_class=by_class, features=extractor is not None)
+        metrics = every(
+            model.product, by_class=by_class, features=extractor is not None, classifies=model.classifier is not None
+        )
         metrics = tuple(name for name in metrics if has_likelihood(model) or name not in LIKELIHOOD)
         settings = replace(settings, metrics=metrics)
-    names = chosen(settings.metrics, model.product)
+    names = chosen(settings.metrics, model.product, model.classifier is not None)
     if not settings.metrics and not has_likelihood(model):
         names = tuple(name for name in names if name not in LIKELIHOOD)
     if extractor is not None or model.product == "classifier":
@@ -194,9 +200,9 @@ def _names(model: Snapshot, settings: Eval, extractor: Path | None) -> tuple[str
     missing = [name for name in settings.metrics or names[:1] if needs_extractor(name, model.product)]
     if model.product in WITHOUT_EXTRACTOR and not settings.metrics:
         return tuple(name for name in names if not needs_extractor(name, model.product))
-    if missing:
+    if missing or model.product not in WITHOUT_EXTRACTOR:
         raise ProtocolError(
-            f"{missing[0]} of {model.task!r} needs an extractor, and none was given; "
+            f"{[*missing, names[0]][0]} of {model.task!r} needs an extractor, and none was given; "
             f"train {model.config.data.name}-classifier and set eval.extractor to its snapshot"
         )
     return tuple(dict.fromkeys((WITHOUT_EXTRACTOR[model.product], *settings.metrics)))
@@ -223,6 +229,12 @@ def _model_scores(names: Sequence[str], model: Snapshot, against: Comparison) ->
     )
     scores = sample_scores(names, against, fakes, num_seeds=settings.num_seeds, labels="reference")
     return {score.metric: score for score in scores}
+
+
+def _classifier_beside(names: Sequence[str], model: Snapshot, reals: ImageSet, settings: Eval) -> list[Score]:
+    """Scores of the classifier that was trained beside a model; its weights are no moving average."""
+    scores = classifier_scores(names, snapshots.as_classifier(model), reals, settings)
+    return [replace(score, protocol=replace(score.protocol, ema=False)) for score in scores]
 
 
 def _fakes(model: Snapshot, reals: ImageSet, settings: Eval, seed: int) -> Iterator[Tensor]:

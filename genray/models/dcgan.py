@@ -1,7 +1,8 @@
 """DCGAN: a generator and a discriminator of strided convolutions.
 
 Radford et al. 2016, arXiv:1511.06434; labels enter the discriminator by projection (Miyato and
-Koyama 2018, arXiv:1802.05637). At 64 x 64 pixels the defaults are the network of that paper.
+Koyama 2018, arXiv:1802.05637), or are what it names (AC-GAN, Odena et al. 2017, arXiv:1610.09585).
+At 64 x 64 pixels the defaults are the network of the first paper.
 """
 
 from dataclasses import dataclass, fields
@@ -10,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from genray.models.knobs import at_least, check_classes, given, levels, num_labels
+from genray.models.knobs import at_least, check_classes, check_conditioning, given, levels, num_labels
 from genray.models.trunk import TrunkClassifier
 
 
@@ -36,6 +37,8 @@ class DCGAN:
     """Fewest pixels on the smaller side of the smallest map; 2 gives images of 8 to 15 pixels a second level."""
     conditional: bool = False
     """Give class labels to both networks; needs two classes or more."""
+    conditioning: Literal["projection", "auxiliary-classifier"] = "projection"
+    """What the discriminator does with labels: it is told them, or names them itself (AC-GAN)."""
     generator_norm: Literal["batch", "none"] = "batch"
     """Normalisation after every convolution of the generator but the last."""
     discriminator_norm: Literal["batch", "none"] = "batch"
@@ -47,6 +50,7 @@ class DCGAN:
 
     def __post_init__(self) -> None:
         at_least(1, self, "latent_dim", "width", "max_width", "min_base")
+        check_conditioning(self.conditioning, self.conditional)
         if not 0 <= self.negative_slope < 1:
             raise ValueError(f"model.negative_slope={self.negative_slope!r} must lie in [0, 1), e.g. 0.2")
 
@@ -106,7 +110,10 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (B, C, H, W), and labels (B,) if conditional, to logits (B,): above 0 for real."""
+    """Images (B, C, H, W), and labels (B,) if conditional, to logits (B,): above 0 for real.
+
+    An auxiliary classifier gives logits (B, K) of the classes beside them.
+    """
 
     def __init__(self, knobs: DCGAN, image_shape: tuple[int, int, int], num_labels: int) -> None:
         super().__init__()
@@ -123,13 +130,15 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(*layers)
         num_features = top * base[0] * base[1]
         self.head = nn.Linear(num_features, 1, bias=bias)
-        self.embedding = nn.Embedding(num_labels, num_features) if num_labels else None
+        projects = knobs.conditioning == "projection"
+        self.embedding = nn.Embedding(num_labels, num_features) if num_labels and projects else None
+        self.class_head = nn.Linear(num_features, num_labels) if num_labels and not projects else None
         self.apply(_initialise)
         if self.embedding is not None:
             nn.init.zeros_(self.embedding.weight)  # begins as an unconditional discriminator
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits (B,), unbounded."""
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits (B,), unbounded, and those of an auxiliary classifier (B, K)."""
         features = self.layers(images).flatten(1)
         # the layer itself would give its weight a gradient of transposed strides, which DDP copies, and warns about
         logits: Tensor = features @ self.head.weight.flatten()
@@ -138,7 +147,12 @@ class Discriminator(nn.Module):
         if self.embedding is not None:
             embedded = self.embedding(given(labels, self.num_labels))
             logits = logits + (features * embedded).sum(dim=1)
-        return logits
+        return logits if self.class_head is None else (logits, self.class_head(features))
+
+    def classifier(self) -> TrunkClassifier:
+        """The auxiliary classifier by itself, of the same weights."""
+        assert self.class_head is not None
+        return TrunkClassifier("layers", self.layers, nn.Flatten(), self.class_head)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,9 +191,8 @@ class DCGANClassifier:
         """
         check_classes("dcgan-classifier", num_classes)
         trunk = Discriminator(self.gan(), image_shape, 0)
-        return {
-            "classifier": TrunkClassifier("layers", trunk.layers, nn.Flatten(), trunk.head.in_features, num_classes)
-        }
+        head = nn.Linear(trunk.head.in_features, num_classes)
+        return {"classifier": TrunkClassifier("layers", trunk.layers, nn.Flatten(), head)}
 
 
 def _levels(knobs: DCGAN, image_shape: tuple[int, int, int]) -> tuple[list[int], tuple[int, int]]:

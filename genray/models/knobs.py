@@ -68,6 +68,15 @@ def num_labels(conditional: bool, num_classes: int) -> int:
     return num_classes if conditional else 0
 
 
+def check_conditioning(conditioning: str, conditional: bool) -> None:
+    """Raises ValueError where a discriminator shall name labels that there are not."""
+    if conditioning != "projection" and not conditional:
+        raise ValueError(
+            f"model.conditioning={conditioning!r} needs class labels, and model.conditional=False gives none; "
+            "set model.conditional to true, or model.conditioning to projection"
+        )
+
+
 def given(labels: Tensor | None, num_labels: int) -> Tensor:
     """The labels of a conditional network; raises ValueError where there are none."""
     if labels is None:

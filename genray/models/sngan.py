@@ -2,7 +2,8 @@
 
 Miyato et al. 2018, arXiv:1802.05957; at 32 x 32 pixels, width 256 and discriminator_width 128 it is their network for
 CIFAR-10. Labels: class-conditional batch norm (Dumoulin et al. 2017, arXiv:1610.07629) in the generator, projection
-(Miyato and Koyama 2018, arXiv:1802.05637) in the discriminator. Attention: Zhang et al. 2019, arXiv:1805.08318.
+(Miyato and Koyama 2018, arXiv:1802.05637) in the discriminator, or an auxiliary classifier (Odena et al. 2017,
+arXiv:1610.09585). Attention: Zhang et al. 2019, arXiv:1805.08318.
 """
 
 from dataclasses import dataclass, fields
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from genray.models.knobs import at_least, check_classes, given, levels, num_labels
+from genray.models.knobs import at_least, check_classes, check_conditioning, given, levels, num_labels
 from genray.models.trunk import TrunkClassifier
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
@@ -43,6 +44,8 @@ class SNGAN:
     """Most channels of any level of the discriminator."""
     conditional: bool = False
     """Give class labels to both networks; needs two classes or more."""
+    conditioning: Literal["projection", "auxiliary-classifier"] = "projection"
+    """What the discriminator does with labels: it is told them, or names them itself (AC-GAN)."""
     attention: bool = False
     """Self-attention in both networks, over maps of half of the image's sides; of 8 to 15 pixels: of the whole."""
     spectral: Literal["discriminator", "both", "none"] = "discriminator"
@@ -50,6 +53,7 @@ class SNGAN:
 
     def __post_init__(self) -> None:
         at_least(1, self, "latent_dim", "width", "discriminator_width", "max_width", "max_discriminator_width")
+        check_conditioning(self.conditioning, self.conditional)
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises ValueError, with the cure, when images of (C, H, W) cannot be made by doubling a base."""
@@ -105,7 +109,10 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (B, C, H, W), and labels (B,) if conditional, to logits (B,): above 0 for real."""
+    """Images (B, C, H, W), and labels (B,) if conditional, to logits (B,): above 0 for real.
+
+    An auxiliary classifier gives logits (B, K) of the classes beside them.
+    """
 
     def __init__(self, knobs: SNGAN, image_shape: tuple[int, int, int], num_labels: int) -> None:
         super().__init__()
@@ -124,20 +131,27 @@ class Discriminator(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.pool = SumPool()
         self.head = _initialised(nn.Linear(width, 1))
-        self.embedding = nn.Embedding(num_labels, width) if num_labels else None
+        projects = knobs.conditioning == "projection"
+        self.embedding = nn.Embedding(num_labels, width) if num_labels and projects else None
+        self.class_head = _initialised(nn.Linear(width, num_labels)) if num_labels and not projects else None
         if self.embedding is not None:
             nn.init.xavier_uniform_(self.embedding.weight)
         if knobs.spectral != "none":
             _normalise(self)
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits (B,), unbounded."""
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits (B,), unbounded, and those of an auxiliary classifier (B, K)."""
         features = self.pool(self.blocks(images))
         # the layer itself would give its weight a gradient of transposed strides, which DDP copies, and warns about
         logits: Tensor = features @ self.head.weight.flatten() + self.head.bias
         if self.embedding is not None:
             logits = logits + (features * self.embedding(given(labels, self.num_labels))).sum(dim=1)
-        return logits
+        return logits if self.class_head is None else (logits, self.class_head(features))
+
+    def classifier(self) -> TrunkClassifier:
+        """The auxiliary classifier by itself, of the same weights."""
+        assert self.class_head is not None
+        return TrunkClassifier("blocks", self.blocks, self.pool, self.class_head)
 
 
 class SumPool(nn.Module):
@@ -182,7 +196,8 @@ class SNGANClassifier:
         """
         check_classes("sngan-classifier", num_classes)
         trunk = Discriminator(self.gan(), image_shape, 0)
-        return {"classifier": TrunkClassifier("blocks", trunk.blocks, trunk.pool, trunk.head.in_features, num_classes)}
+        head = nn.Linear(trunk.head.in_features, num_classes)
+        return {"classifier": TrunkClassifier("blocks", trunk.blocks, trunk.pool, head)}
 
 
 class UpBlock(nn.Module):

@@ -6,22 +6,21 @@ from torch import Tensor, nn
 class TrunkClassifier(nn.Module):
     """Images (B, C, H, W) in [-1, 1] to logits (B, K) of their classes."""
 
-    def __init__(self, name: str, layers: nn.Sequential, pool: nn.Module, feature_dim: int, num_classes: int) -> None:
-        """Around layers that are there already; only the head is new.
+    def __init__(self, name: str, layers: nn.Sequential, pool: nn.Module, head: nn.Linear) -> None:
+        """Around layers that are there already.
 
         Args:
             name: what the network that the layers are of calls them, so that its weights fit.
             layers: images to maps (B, C', H', W'); no module of them is left out of `stages`.
             pool: maps to features (B, feature_dim); it has no weights.
-            feature_dim: what the head is given.
-            num_classes: what it tells apart.
+            head: features to logits (B, K).
         """
         super().__init__()
         self.name = name
         self.add_module(name, layers)
         self.pool = pool
-        self.feature_dim = feature_dim
-        self.head = nn.Linear(feature_dim, num_classes)
+        self.feature_dim = head.in_features
+        self.head = head
 
     @property
     def map_layer(self) -> nn.Module:

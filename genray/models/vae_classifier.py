@@ -43,5 +43,5 @@ class ConvVAEClassifier:
         check_classes("conv-vae-classifier", num_classes)
         vae: Any = self.vae().build(image_shape, num_classes)["vae"]
         *layers, flatten, posterior = vae.encoder
-        classifier = TrunkClassifier("encoder", nn.Sequential(*layers), flatten, posterior.in_features, num_classes)
-        return {"classifier": classifier}
+        head = nn.Linear(posterior.in_features, num_classes)
+        return {"classifier": TrunkClassifier("encoder", nn.Sequential(*layers), flatten, head)}

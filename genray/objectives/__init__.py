@@ -1,7 +1,7 @@
 """Objectives by name: the losses of all phases, and nothing else."""
 
 from genray.objectives.adversarial_tokenizer import AdversarialTokenization
-from genray.objectives.base import Batch, Networks, Objective, Phase, Stateful
+from genray.objectives.base import Batch, Classifying, Networks, Objective, Phase, Stateful, classifier_of
 from genray.objectives.classification import Classification
 from genray.objectives.elbo import ELBO
 from genray.objectives.gan import GAN
@@ -19,4 +19,4 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "adversarial-tokenization": AdversarialTokenization,
 }
 
-__all__ = ["OBJECTIVES", "Batch", "Networks", "Objective", "Phase", "Stateful"]
+__all__ = ["OBJECTIVES", "Batch", "Classifying", "Networks", "Objective", "Phase", "Stateful", "classifier_of"]

@@ -42,6 +42,14 @@ def generator_loss(form: Form, margins: Tensor) -> Tensor:
     return -margins if form in ("hinge", "wasserstein") else margin_loss(form, margins)
 
 
+def split_judgement(judgement: Tensor | tuple[Tensor, Tensor], samples: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Logits (B,) of what a discriminator gave of samples, and those of its auxiliary classifier, (B, K) or None."""
+    if isinstance(judgement, Tensor):
+        return one_per_sample(judgement, samples), None
+    logits, class_logits = judgement
+    return one_per_sample(logits, samples), class_logits.float()
+
+
 def one_per_sample(logits: Tensor, samples: Tensor) -> Tensor:
     """`logits` in fp32, refused unless (B,): (B, 1) would pair every real with every fake, silently."""
     if logits.shape != samples.shape[:1]:

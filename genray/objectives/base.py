@@ -88,6 +88,20 @@ class Objective(Protocol):
 
 
 @runtime_checkable
+class Classifying(Protocol):
+    """An objective that may train a classifier beside its product: every snapshot then holds both."""
+
+    @property
+    def classifier(self) -> str | None:
+        """The module that names classes, whose `classifier()` gives images to logits (B, K); None: none does."""
+
+
+def classifier_of(objective: Objective) -> str | None:
+    """The module of a run that names classes beside its product; None: none does."""
+    return objective.classifier if isinstance(objective, Classifying) else None
+
+
+@runtime_checkable
 class Stateful(Protocol):
     """An objective that remembers something from step to step."""
 

@@ -1,6 +1,7 @@
 """Adversarial training: a discriminator tells reals from fakes, a generator makes the fakes.
 
 The forms of the loss are those of `adversarial`, the penalties those of `penalties`; any form goes with any of them.
+Auxiliary classifier: Odena et al. 2017, arXiv:1610.09585.
 Consistency: Zhang et al. 2020, arXiv:1910.12027, and, of both sides, Zhao et al. 2020, arXiv:2002.04724.
 """
 
@@ -11,9 +12,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from genray.compiled import uncompiled
-from genray.objectives.adversarial import Form, generator_loss, margin_loss, one_per_sample
+from genray.objectives.adversarial import Form, generator_loss, margin_loss, split_judgement
 from genray.objectives.augmentation import NUM_DRAWS, AdaptiveProbability, Operation, augment, translate
 from genray.objectives.base import Batch, Networks, Phase
 from genray.objectives.matching import require_modules
@@ -45,6 +47,9 @@ class GAN:
     10); 0: none."""
     lecam: float = 0.0
     """Weight of the squared distance of logits from the mean of the other side's in past steps (LeCam); 0: none."""
+    class_loss: float = 0.0
+    """Weight of the cross-entropy of the classes that the discriminator names, of reals and fakes, in both phases
+    (AC-GAN, there 1); 0: it names none."""
     num_discriminator_steps: int = 1
     """Steps, each of one discriminator update, to one update of the generator."""
     augment: tuple[Operation, ...] = ()
@@ -57,7 +62,7 @@ class GAN:
     """Images in which an adaptive probability may go from 0 to 1."""
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "gradient_penalty", "consistency", "lecam"):
+        for name in ("gamma", "gradient_penalty", "consistency", "lecam", "class_loss"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"objective.{name}={getattr(self, name)!r} must be at least 0")
         for name in ("num_discriminator_steps", "augment_samples"):
@@ -98,6 +103,11 @@ class GAN:
         """The generator."""
         return "generator"
 
+    @property
+    def classifier(self) -> str | None:
+        """The discriminator, where it learns to name classes."""
+        return "discriminator" if self.class_loss > 0 else None
+
     def state(self) -> dict[str, nn.Module]:
         """The probability of augmentation, where it is adaptive; the means of past logits, where they are needed."""
         means: dict[str, nn.Module] = {MEANS: LogitMeans()} if self.lecam > 0 else {}
@@ -106,6 +116,7 @@ class GAN:
     def check(self, model: Any) -> None:
         """Raises ValueError for a model of other modules, or one whose batch norm spoils the gradient penalty."""
         require_modules("gan", ("generator", "discriminator"), model)
+        self._check_classifier(getattr(model, "conditioning", "projection") == "auxiliary-classifier")
         for name in ("gamma", "gradient_penalty"):
             if getattr(self, name) > 0 and getattr(model, "discriminator_norm", "none") == "batch":
                 raise ValueError(
@@ -113,6 +124,18 @@ class GAN:
                     "model.discriminator_norm='batch' mixes the samples of a batch; "
                     f"set --model.discriminator-norm none, or --objective.{name.replace('_', '-')} 0"
                 )
+
+    def _check_classifier(self, there: bool) -> None:
+        if there and not self.class_loss:
+            raise ValueError(
+                "model.conditioning='auxiliary-classifier' learns from objective.class_loss=0.0 nothing; "
+                "set --objective.class-loss 1, or --model.conditioning projection"
+            )
+        if self.class_loss and not there:
+            raise ValueError(
+                f"objective.class_loss={self.class_loss!r} is for a discriminator that names classes, and this one "
+                "names none; set --model.conditioning auxiliary-classifier (dcgan, sngan), or --objective.class-loss 0"
+            )
 
     def prepare(self, networks: Networks, batch: Batch) -> Tensor:
         """Fakes (B, C, H, W) in [-1, 1], with the generator's graph when its phase is due in this step."""
@@ -139,14 +162,18 @@ class GAN:
     def _generator_loss(self, networks: Networks, batch: Batch, fakes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         discriminator, labels = networks.bare["discriminator"], _labels(networks, batch)
         shown = self._augmented(fakes, "generator", networks, batch)
-        margins = one_per_sample(discriminator(shown, labels), fakes)
+        margins, class_logits = split_judgement(discriminator(shown, labels), fakes)
         if self.form == "relativistic":
             with torch.no_grad():
                 reals = self._augmented(batch.images, "generator/reals", networks, batch)
-                margins_of_reals = one_per_sample(discriminator(reals, labels), reals)
+                margins_of_reals, _ = split_judgement(discriminator(reals, labels), reals)
             margins = margins - margins_of_reals
         loss = generator_loss(self.form, margins).mean()
-        return loss, {"generator/loss": loss.detach()}
+        metrics = {"generator/loss": loss.detach()}
+        if class_logits is not None:
+            class_loss = F.cross_entropy(class_logits, batch.labels)
+            loss, metrics["generator/class_loss"] = loss + self.class_loss * class_loss, class_loss.detach()
+        return loss, metrics
 
     def _discriminator_loss(
         self, sides: tuple[str, ...], networks: Networks, batch: Batch, fakes: Tensor
@@ -156,13 +183,17 @@ class GAN:
         penalised = self.gamma > 0 and any(self.penalised in (side, "both") for side in sides)
         samples = (shown[0] if len(shown) == 1 else torch.cat(shown)).detach().requires_grad_(penalised)
         with _exactly(samples, penalised):
-            together, moved = self._logits(samples, networks, batch)
+            together, moved, class_logits = self._logits(samples, networks, batch)
             logits = dict(zip(sides, together.chunk(len(sides)), strict=True))
             loss, metrics = self._told_apart(logits)
             terms = [*self._penalties(samples, together, sides)] if penalised else []
             if self.consistency > 0:
                 changes = (together - moved).square().chunk(len(sides))
                 terms += [(f"consistency_{s}", self.consistency, c) for s, c in zip(sides, changes, strict=True)]
+            if class_logits is not None:
+                for side, named in zip(sides, class_logits.chunk(len(sides)), strict=True):
+                    terms += [(f"class_loss_{side}", self.class_loss, F.cross_entropy(named, batch.labels))]
+                    metrics[f"discriminator/class_accuracy_{side}"] = (named.argmax(1) == batch.labels).float().mean()
             if self.lecam > 0:
                 means: Any = networks.bare[MEANS]
                 terms += [(f"lecam_{s}", self.lecam, means.distance(s, values)) for s, values in logits.items()]
@@ -174,15 +205,18 @@ class GAN:
             {side: values.detach() for side, values in logits.items()}, networks, batch
         )
 
-    def _logits(self, samples: Tensor, networks: Networks, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits of samples (k B, C, H, W), and of the same moved by some pixels where that shall not change them."""
+    def _logits(self, samples: Tensor, networks: Networks, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits of samples (k B, C, H, W), of the same moved by some pixels where that shall not change them, and of
+        their classes where the discriminator names them.
+        """
         shown, labels = samples, _labels(networks, batch)
         if self.consistency > 0:
             draws = batch.draws.uniform("consistency", 2).repeat(len(samples) // len(batch.images), 1)
             shown = torch.cat([samples, translate(samples.detach(), draws)])
         labels = None if labels is None else labels.repeat(len(shown) // len(batch.images))
-        logits = one_per_sample(networks.wrapped["discriminator"](shown, labels), shown)
-        return logits[: len(samples)], logits[len(samples) :]
+        logits, class_logits = split_judgement(networks.wrapped["discriminator"](shown, labels), shown)
+        of_samples = None if class_logits is None else class_logits[: len(samples)]
+        return logits[: len(samples)], logits[len(samples) :], of_samples
 
     def _told_apart(self, logits: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """How well the sides are told apart: from each other, or one by one from zero."""
@@ -224,7 +258,7 @@ class GAN:
         reals, others = (self._augmented(_of_side(side, batch, fakes), side, networks, batch) for side in SIDES)
         samples = interpolates(reals, others, batch.draws.uniform("interpolates", 1, 1, 1))
         with _exactly(samples, True):
-            logits = one_per_sample(networks.wrapped["discriminator"](samples, _labels(networks, batch)), samples)
+            logits, _ = split_judgement(networks.wrapped["discriminator"](samples, _labels(networks, batch)), samples)
             penalty = unit_gradient_penalty(samples, logits).mean()
         return self.gradient_penalty * penalty, {"discriminator/gradient_penalty": penalty.detach()}
 
