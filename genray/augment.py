@@ -231,10 +231,10 @@ def _score(config: Config, fit: Fit) -> Done:
             return Done(known["scores"])
     folder, directory = _trained(config, fit)
     scores = score_snapshot(directory, data=config.data, settings=replace(config.eval, metrics=METRICS), extractor=None)
-    tracker = JsonlTracker(folder.pull("journal"), "eval")
+    tracker = JsonlTracker(folder.pull_journal("eval"), "eval")
     tracker.metrics(config.train.num_steps, logged(scores))
     tracker.close()
-    folder.push("journal")
+    folder.push_journal("eval")
     found = {score.metric: score.value for score in scores}
     beside = path.with_suffix(".tmp")
     beside.write_text(json.dumps({"config": config.to_dict(), "scores": found}, indent=2) + "\n")

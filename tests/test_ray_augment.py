@@ -18,6 +18,7 @@ from genray import cli_augment, ray_augment
 from genray.augment import Experiment
 from genray.config import Cluster, Tracking
 from genray.errors import ClusterError, ConfigError, GenrayError
+from genray.mlflow_augment import Record
 from genray.ray_augment import State
 
 pytestmark = [pytest.mark.ray, pytest.mark.mlflow, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -87,6 +88,17 @@ def test_run_of_the_experiment_has_its_report(on_ray: Experiment, place: Path) -
     assert report.startswith(parent.data.tags["genray.augment.verdict"])
     arms = json.loads((place / "on_ray" / "out" / "augment.json").read_text())["arms"]
     assert parent.data.metrics["gain/real_0.1/ratio_1"] == arms[1]["gain"]
+
+
+def test_training_that_mlflow_has_already_is_looked_at_again_and_left_as_it_is(on_ray: Experiment, place: Path) -> None:
+    record = Record(on_ray, f"sqlite:///{place}/mlflow.db")
+    training = on_ray.trainings()[0]
+    record.begin(training)
+    assert record.deliver() == 0
+    record.end(training, "FAILED", "again")
+    assert record.close("FINISHED", 1) == 0
+    run = runs_of(place, "on_ray")[training.name]
+    assert (run.info.status, run.data.tags["genray.augment.said"]) == ("FINISHED", "150 images generated")
 
 
 def test_training_that_fails_is_named_after_the_others_are_done_and_the_same_call_does_it_again(place: Path) -> None:
