@@ -14,7 +14,7 @@ from genray.config import Config, Run
 from genray.data import generated
 from genray.data.images import ImageSet, load_images
 from genray.data.leaks import heed_leak
-from genray.data.mix import Mix, training_images
+from genray.data.mix import SPARE, Mix, training_images
 from genray.errors import ConfigError, DataError, DivergenceError
 from genray.evaluation.scoring import logged, score_snapshot
 from genray.preemption import Asked, go_on
@@ -23,8 +23,6 @@ from genray.tracking import JsonlTracker
 from genray.trainer import Outcome, check_same_run, train
 
 RESULT, GENERATED = "result.json", "generated"
-SPARE = 2
-"""Images that are generated for each that is taken, where copies are left out."""
 
 Fit = Callable[[Config], Outcome]
 """Trains a config in its folder, from where it was left."""

@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from genray import cli_classify, cli_fit, cli_generate, cli_sample, cli_study, snapshot
+from genray import cli_classify, cli_fit, cli_generate, cli_handover, cli_sample, cli_study, snapshot
 from genray.config import Config, Data, Eval
 from genray.errors import ConfigError, GenrayError, unknown
 from genray.paths import base_directory, keep_private, resolved
@@ -283,6 +283,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": evaluate,
     "promote": promote,
     "pull": pull,
+    "export": cli_handover.export,
+    "import": cli_handover.bring,
     "sample": cli_sample.sample,
     "fit": cli_fit.fit,
     "classify": cli_classify.classify,

@@ -13,7 +13,7 @@ from genray.data import DATASETS
 from genray.data.mix import Mix
 from genray.errors import ConfigError, unknown
 from genray.evaluation import check_names
-from genray.fields import as_object, build_section, check_at_least
+from genray.fields import as_object, build_section, check_at_least, check_no_password
 from genray.health_rules import Health as Health
 from genray.models import MODELS, Model
 from genray.objectives import OBJECTIVES, Objective, classifier_of
@@ -28,6 +28,9 @@ class Run:
     """Name of the run; the same name in the same storage resumes. Empty: the preset's name."""
     storage: str = "runs"
     """Directory or URI (s3://, gs://) that holds one folder a run; every node must reach it."""
+
+    def __post_init__(self) -> None:
+        check_no_password("run", self, "storage")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +223,9 @@ class Tracking:
     """MLflow server or database. None: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."""
     experiment: str | None = None
     """MLflow experiment. None: genray/DATASET."""
+
+    def __post_init__(self) -> None:
+        check_no_password("tracking", self, "uri")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Config fields from the values that JSON gives: unknown names and wrong types are refused."""
 
 import dataclasses
+import re
 import types
 import typing
 from typing import Any, Literal
@@ -47,6 +48,19 @@ def check_at_least(section: str, values: Any, least: float, *names: str) -> None
         value = getattr(values, name)
         if value is not None and not value >= least:
             raise ConfigError(f"{section}.{name}={value!r} must be at least {least}")
+
+
+def check_no_password(section: str, values: Any, name: str) -> None:
+    """Refuses a field that holds a password: a config is written down, logged and shown.
+
+    Raises:
+        ConfigError: names the field, and not its value.
+    """
+    if re.search(r"://[^/@\s]*:[^/@\s]*@", getattr(values, name) or ""):
+        raise ConfigError(
+            f"{section}.{name} holds a password, and a config is no secret; give the address without it, and the "
+            "password in the environment: MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY, or in MLFLOW_TRACKING_URI"
+        )
 
 
 def _coerce(name: str, hint: Any, value: Any) -> Any:

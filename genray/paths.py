@@ -44,6 +44,7 @@ def resolved(config: Config) -> Config:
     source = config.transfer.source
     if source and is_path(source):
         source = str(Path(source).expanduser().absolute())
+    sources = tuple(_absolute(source) if is_path(source) else source for source in config.mix.sources)
     extractor = config.eval.extractor
     if extractor and (weights := extractors.parse(extractor)):
         extractor = f"{extractor.partition(':')[0]}:{weights[2].absolute()}"
@@ -60,7 +61,7 @@ def resolved(config: Config) -> Config:
         run=replace(config.run, storage=storage),
         data=data,
         transfer=replace(config.transfer, source=source),
-        mix=replace(config.mix, sources=tuple(map(_absolute, config.mix.sources)), judge=_absolute(config.mix.judge)),
+        mix=replace(config.mix, sources=sources, judge=_absolute(config.mix.judge)),
         eval=replace(config.eval, extractor=extractor),
     )
 

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
 import ray
+import requests
 import torch
+from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 from ray._raylet import PlacementGroupID
 from ray.util import state
 from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -34,6 +36,7 @@ def examine(root: str | None, uri: str | None, *, fix: bool = False) -> int:
     checks: list[tuple[str, Callable[[], str]]] = [
         ("versions", _versions),
         ("ray", _ray),
+        ("jobs", _jobs),
         ("leaks", lambda: _leaks(fix)),
         ("gpus", _gpus),
         ("mlflow", lambda: _mlflow(uri)),
@@ -66,6 +69,25 @@ def _ray() -> str:
         ray_train.disconnect()
     token = "with a token" if os.environ.get("RAY_AUTH_MODE") == "token" else "WITHOUT authentication"
     return f"{address}: {nodes} nodes, {resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU, {token}"
+
+
+def _jobs() -> str:
+    """Whether the server that `ray job submit` talks to takes jobs from us."""
+    address = os.environ.get("RAY_API_SERVER_ADDRESS")
+    if not address:
+        return "RAY_API_SERVER_ADDRESS is not set: nothing to look at"
+    url = f"{address.rstrip('/')}/api/jobs/"
+    try:
+        answer = requests.get(url, headers=get_auth_headers_if_auth_enabled({}), timeout=ray_train.CONNECT_TIMEOUT_S)
+    except requests.RequestException:
+        raise ClusterError(
+            f"RAY_API_SERVER_ADDRESS={address!r} does not answer; start the cluster, or the tunnel to it"
+        ) from None
+    if answer.status_code in (401, 403):
+        raise ClusterError(ray_train.refused(f"RAY_API_SERVER_ADDRESS={address!r}"))
+    if answer.status_code != 200:
+        raise ClusterError(f"RAY_API_SERVER_ADDRESS={address!r} answers {answer.status_code}, not as Ray's job server")
+    return f"{address}: takes jobs"
 
 
 def _leaks(fix: bool) -> str:

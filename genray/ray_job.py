@@ -8,7 +8,15 @@ from typing import Any, Literal
 
 import torch
 
-from genray import distributed, mlflow_champion, mlflow_registry, mlflow_store, mlflow_tracking, ray_train
+from genray import (
+    distributed,
+    mlflow_champion,
+    mlflow_registry,
+    mlflow_sources,
+    mlflow_store,
+    mlflow_tracking,
+    ray_train,
+)
 from genray.checkpoint import EXTRACTOR, SNAPSHOTS, FolderStore, step_of
 from genray.config import Config
 from genray.data.images import ImageSet, load_images
@@ -74,14 +82,15 @@ def run(config: Config) -> Report:
         GenrayError: what was wrong; before anything is asked of Ray where that can be known.
     """
     uri = mlflow_tracking.resolve_uri(config.tracking.uri, base_directory())
+    asked, folder = config, RunFolder.open(config.run.storage, config.run.name)
+    folder.probe()
+    config = mlflow_sources.drawn(config, folder, uri)
     images = training_images(config.data, config.mix)
     if images.left_out:
         print(f"mix       left out {images.left_out}", flush=True)  # noqa: T201
     config = replace(config, data=replace(config.data, download=False))  # workers find what the driver has fetched
-    folder = RunFolder.open(config.run.storage, config.run.name)
-    folder.probe()
     _note_splits(folder, config, images)
-    _claim(folder, config)
+    _claim(folder, asked)
     _bring_start(folder, config, uri, images)
     can_score = bring_extractor(folder, config, uri)
     run_id = _start_tracking(folder, config, uri, images)

@@ -13,9 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
 import ray.train
 import torch
+from ray._private.grpc_utils import init_grpc_channel
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from genray import distributed
@@ -34,6 +36,7 @@ POLL_INTERVAL_S = 0.5
 ASK_RAY_EVERY_S = 3.0
 SHARED = ".shared"
 LOOPBACK = "127.0.0.1"
+ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 # Ray would print every line of a worker a second time
 QUIET = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
 # raised by every rank at once, after a decision that all of them took: to start again would end the same way
@@ -90,6 +93,7 @@ def join(address: str, *, log_to_driver: bool = True) -> None:
         if found := re.fullmatch(r"(?:ray://)?([^:/]+|\[.+\]):(\d+)", address):
             with socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=CONNECT_TIMEOUT_S):
                 pass
+            _check_token(address, f"{found[1]}:{found[2]}")
         ray.init(address, log_to_driver=log_to_driver)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         cause = (str(error).strip() or repr(error)).splitlines()[0]
@@ -97,6 +101,29 @@ def join(address: str, *, log_to_driver: bool = True) -> None:
             f"RAY_ADDRESS={address!r} does not answer: {cause}; start the cluster, set RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN if it asks for a token, or unset RAY_ADDRESS to use this machine"
         ) from error
+
+
+def _check_token(address: str, endpoint: str) -> None:
+    """Asks once, where Ray itself would ask on for half a minute and call it a lost connection.
+
+    Raises:
+        ClusterError: the cluster takes another token, or one where we have none.
+    """
+    with init_grpc_channel(endpoint) as channel:
+        try:
+            channel.unary_unary(ALIVE)(b"", timeout=CONNECT_TIMEOUT_S)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                raise ClusterError(refused(f"RAY_ADDRESS={address!r}")) from None
+
+
+def refused(who: str) -> str:
+    """What to do about a cluster that does not take our token."""
+    own = "our token" if os.environ.get("RAY_AUTH_MODE") == "token" else "those without a token"
+    return (
+        f"{who} refuses {own}; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN (or the file ~/.ray/auth_token) to the "
+        "token that the cluster was started with"
+    )
 
 
 def disconnect() -> None:
@@ -157,7 +184,7 @@ def fit(config: Config, storage: str) -> Outcome:
 
 def worker_environment() -> dict[str, str]:
     """What workers need to know of the driver's environment."""
-    names = ("MLFLOW_TRACKING_URI", "GENRAY_DATA", "RAY_AUTH_MODE")
+    names = ("GENRAY_DATA", "RAY_AUTH_MODE")  # no secrets, nor addresses that may hold one: Ray shows them all
     found = {name: os.environ[name] for name in names if name in os.environ}
     return (
         found

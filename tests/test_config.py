@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from conftest import tiny_config
 
-from genray.config import Cluster, Config, Data, Optim, Train, differences
+from genray.config import Cluster, Config, Data, Optim, Run, Tracking, Train, differences
 from genray.errors import ConfigError
 from genray.models.dcgan import DCGAN
 from genray.objectives.gan import GAN
@@ -95,3 +95,11 @@ def test_longer_run_is_no_difference_without_a_schedule():
     scheduled = replace(longer, optim=replace(saved.optim, schedule="linear"))
     assert differences(saved, longer) == []
     assert "train.num_steps: 8 -> 99" in differences(replace(saved, optim=scheduled.optim), scheduled)
+
+
+@pytest.mark.parametrize("section", [lambda at: Tracking(uri=f"https://{at}/"), lambda at: Run(storage=f"s3://{at}/b")])
+def test_password_in_an_address_is_refused_and_not_repeated(section):
+    section("host:5000")
+    with pytest.raises(ConfigError, match="holds a password") as refused:
+        section("me:hunter2@host:5000")
+    assert "hunter2" not in str(refused.value)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_config
-from evaluation_snapshots import save_vae
+from evaluation_snapshots import save_generator, save_vae
 from image_folders import folder_data, make_folder
 from mlflow import MlflowClient
 
@@ -21,7 +21,7 @@ from genray.config import Cluster, Config, Data, Tracking, Train
 from genray.data.generated import request_for
 from genray.data.images import load_images
 from genray.data.mix import Mix
-from genray.errors import DataError, ResumeError, StorageError, TrackingError
+from genray.errors import ConfigError, DataError, ResumeError, StorageError, TrackingError
 from genray.models.vae import MLPVAE
 from genray.objectives.elbo import ELBO
 from genray.paths import resolved
@@ -115,6 +115,51 @@ def test_job_starts_from_a_registered_model_and_says_what_it_takes(finished, cap
     (place,) = (storage / "transferred" / "checkpoints").iterdir()
     after, name = read_weights(place)[0], "layers.2.first.0.weight"
     assert torch.equal(after[f"modules/classifier/{name}"], taken[name])
+
+
+def mixed(storage: Path, source: str, **more: object) -> Config:
+    """One step of a classifier, with half as many images of a generator as there are real ones."""
+    quick = preset("digits-classifier")
+    config = replace(
+        quick,
+        run=replace(quick.run, name="mixed", storage=str(storage)),
+        mix=Mix(sources=(source,), ratio=0.5, **more),
+        train=replace(quick.train, num_steps=1),
+        cluster=Cluster(num_workers=0),
+        tracking=Tracking(uri=f"sqlite:///{storage / 'mlflow.db'}"),
+    )
+    return resolved(config)
+
+
+def train_counts(storage: Path) -> dict[str, int]:
+    noted = json.loads((storage / "mixed" / "splits.json").read_text())
+    counts: dict[str, int] = noted["train"]["classes"]
+    return counts
+
+
+def test_job_draws_the_images_of_a_generator_that_it_is_given(tmp_path):
+    generator = save_generator(tmp_path / "generator", conditional=True)
+    ray_job.run(mixed(tmp_path, str(generator)))
+    real = torch.bincount(load_images(Data(name="digits"), "train").labels).tolist()
+    assert list(train_counts(tmp_path).values()) == [n + round(n / 2) for n in real]
+    noted = json.loads((tmp_path / "mixed" / "drawn-0" / "manifest.json").read_text())["request"]
+    assert noted["generator"] == str(generator) and noted["num"] == 10 * round(max(real) / 2)
+
+
+def test_job_that_is_given_another_generator_than_it_began_with_is_refused(tmp_path):
+    first, second = (save_generator(tmp_path / name, conditional=True, seed=n) for n, name in enumerate("ab"))
+    ray_job.run(mixed(tmp_path, str(first)))
+    before = (tmp_path / "mixed" / "drawn-0" / "manifest.json").read_bytes()
+    with pytest.raises(ResumeError, match=f"has images of mix.sources={first}, and is now given {second}"):
+        ray_job.run(mixed(tmp_path, str(second)))
+    assert (tmp_path / "mixed" / "drawn-0" / "manifest.json").read_bytes() == before
+
+
+def test_registered_generator_without_classes_is_no_source_and_leaves_nothing(finished):
+    storage, _, _ = finished
+    with pytest.raises(ConfigError, match=r"digits-generator/1 is unconditional: say which class its images are of"):
+        ray_job.run(mixed(storage, "digits-generator/1"))
+    assert not list((storage / "mixed").glob("drawn-*"))
 
 
 def test_job_leaves_every_metric_of_its_journals_in_mlflow_once(finished):

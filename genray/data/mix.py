@@ -1,5 +1,6 @@
 """Training images: a share of the real ones, and generated ones beside them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ from genray.fields import check_at_least
 if TYPE_CHECKING:
     from genray.config import Data
 
+SPARE = 2
+"""Images that are generated for each that is taken, where some may be left out."""
 NUM_MEASURED = 2000
 """Real images, drawn by `mix.seed`, whose distances to their nearest other are measured."""
 
@@ -98,6 +101,11 @@ def training_images(data: "Data", mix: Mix) -> ImageSet:
     )
 
 
+def num_generated(mix: Mix, counts: Tensor, label: int) -> int:
+    """Generated images that class `label` takes where there are `counts` (K,) real ones."""
+    return int(counts.max() - counts[label]) if mix.balance else round(mix.ratio * int(counts[label]))
+
+
 def _share(labels: Tensor, mix: Mix) -> Tensor:
     """Positions, ascending, of the real images that are kept: of each class its share, one at least."""
     kept = []
@@ -113,7 +121,7 @@ def _drawn(mix: Mix, real: ImageSet, labels: Tensor) -> Tensor:
     counts = torch.bincount(real.labels, minlength=len(real.classes))
     rows = []
     for label, name in enumerate(real.classes):
-        wanted = int(counts.max() - counts[label]) if mix.balance else round(mix.ratio * int(counts[label]))
+        wanted = num_generated(mix, counts, label)
         members = (labels == label).nonzero().flatten()
         if len(members) < wanted:
             cure = "generate more, or lower mix.ratio" + (", or mix.min_confidence" if mix.judge else "")
@@ -126,19 +134,24 @@ def _drawn(mix: Mix, real: ImageSet, labels: Tensor) -> Tensor:
     return torch.cat(rows)
 
 
-def _checked(source: str, real: ImageSet) -> ImageSet:
-    """The generated set, its labels those of `real`."""
-    made = generated.load(generated.local_folder(source))
-    if made.images.shape[1:] != real.images.shape[1:]:
+def check_fits(source: str, shape: tuple[int, ...], classes: Sequence[str], real: ImageSet) -> None:
+    """Raises DataError where generated images (C, H, W) of `classes` cannot lie beside the real ones."""
+    if shape != tuple(real.images.shape[1:]):
         raise DataError(
-            f"mix.sources has images {tuple(made.images.shape[1:])} in {source!r}, and those of {real.name!r} are "
+            f"mix.sources has images {shape} in {source!r}, and those of {real.name!r} are "
             f"{tuple(real.images.shape[1:])} (C, H, W); generate with a model of that shape"
         )
-    if foreign := sorted(set(made.classes) - set(real.classes)):
+    if foreign := sorted(set(classes) - set(real.classes)):
         raise DataError(
             f"mix.sources has classes {', '.join(foreign[:5])} in {source!r}, which {real.name!r} has not "
             f"({', '.join(real.classes[:10])}); generate with a model of these classes"
         )
+
+
+def _checked(source: str, real: ImageSet) -> ImageSet:
+    """The generated set, its labels those of `real`."""
+    made = generated.load(generated.local_folder(source))
+    check_fits(source, tuple(made.images.shape[1:]), made.classes, real)
     places = torch.tensor([real.classes.index(name) for name in made.classes])
     return replace(made, labels=places[made.labels], classes=real.classes)
 
