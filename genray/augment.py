@@ -108,10 +108,11 @@ class Experiment:
                 f"transfer.source={generator.transfer.source!r} of the generator may have seen images that the "
                 "classifiers have not; leave it out"
             )
-        for config in (classifier, generator):
-            if set_by_user := [k for k, v in vars(config.mix).items() if k != "seed" and v != getattr(Mix(), k)]:
+        for config, free in ((classifier, ("seed",)), (generator, ())):
+            given = [k for k, v in vars(config.mix).items() if k not in free and v != getattr(Mix(), k)]
+            if given:
                 raise ConfigError(
-                    f"mix.{set_by_user[0]} of {config.run.name!r} is set by the experiment itself; leave it out"
+                    f"mix.{given[0]} of {config.run.name!r} is set by the experiment itself; leave it out"
                 )
 
     @property
@@ -228,10 +229,10 @@ def _score(config: Config, fit: Fit) -> Done:
             return Done(known["scores"])
     folder, directory = _trained(config, fit)
     scores = score_snapshot(directory, data=config.data, settings=replace(config.eval, metrics=METRICS), extractor=None)
-    tracker = JsonlTracker(folder.pull("journal"), "eval")
+    tracker = JsonlTracker(folder.pull_journal("eval"), "eval")
     tracker.metrics(config.train.num_steps, logged(scores))
     tracker.close()
-    folder.push("journal")
+    folder.push_journal("eval")
     found = {score.metric: score.value for score in scores}
     beside = path.with_suffix(".tmp")
     beside.write_text(json.dumps({"config": config.to_dict(), "scores": found}, indent=2) + "\n")

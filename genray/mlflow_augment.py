@@ -64,13 +64,14 @@ class Record:
         )
 
     def begin(self, training: Training) -> None:
-        """A training is under way."""
-        self.known.setdefault(training.name, _Known(training))
+        """A training is under way, or is looked at once more; MLflow may have all of it already."""
+        if not _folder(training).pull(ENDED).is_file():
+            self.known[training.name] = _Known(training)
 
     def end(self, training: Training, status: Status, said: str) -> None:
         """It has ended; `said` is what is to be told of it."""
-        known = self.known[training.name]
-        known.status, known.said = status, said
+        if training.name in self.known:
+            self.known[training.name].status, self.known[training.name].said = status, said
 
     def deliver(self) -> int:
         """Sends what is new of all trainings; the number of those that MLflow has not completely."""
@@ -117,10 +118,7 @@ class Record:
 
     def _deliver(self, client: MlflowClient, known: _Known) -> None:
         config, status = known.training.config, known.status
-        folder = RunFolder.open(config.run.storage, config.run.name)
-        if folder.pull(ENDED).is_file():
-            del self.known[config.run.name]
-            return
+        folder = _folder(known.training)
         known.run_id = known.run_id or mlflow_tracking.run_of(
             folder,
             self.uri,
@@ -136,9 +134,7 @@ class Record:
             }
             | ({} if known.training.ratio is None else {"genray.augment.ratio": f"{known.training.ratio:g}"}),
         )
-        if folder.remote is not None:
-            folder.pull("journal")
-        _, damaged = deliver(client, known.run_id, folder.local / "journal")
+        _, damaged = deliver(client, known.run_id, folder.mirror.follow_journals())
         if damaged:
             raise damaged
         if status is None:
@@ -150,6 +146,10 @@ class Record:
             (folder.local / ENDED).write_text(self.uri)
             folder.push(ENDED)
         del self.known[config.run.name]
+
+
+def _folder(training: Training) -> RunFolder:
+    return RunFolder.open(training.config.run.storage, training.name)
 
 
 def _means(arm: Arm) -> dict[str, float]:

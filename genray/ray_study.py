@@ -9,6 +9,7 @@ from typing import Any, Literal
 from genray import mlflow_champion, mlflow_registry, mlflow_tracking, ray_train, ray_tune, study_plots
 from genray.checkpoint import BEST, EXTRACTOR, SNAPSHOTS
 from genray.data.images import load_images
+from genray.data.mix import training_images
 from genray.errors import ProtocolError, RegistryError, ResumeError, TrackingError
 from genray.estimate import seconds_per_step
 from genray.evaluation import needs_extractor
@@ -73,7 +74,7 @@ def run(settings: Settings) -> Ending:
     """
     check_space(settings.space, settings.config)
     uri = mlflow_tracking.resolve_uri(settings.config.tracking.uri, base_directory())
-    load_images(settings.config.data, "train")
+    training_images(settings.config.data, settings.config.mix)
     settings = replace(settings, config=replace(settings.config, data=replace(settings.config.data, download=False)))
     ray_train.connect(_cores(settings), log_to_driver=False)
     try:
@@ -109,8 +110,9 @@ def _check_images(study: Study) -> None:
     Raises:
         ResumeError: there are other images now; says of which splits.
     """
-    data, path = study.settings.config.data, study.folder.pull(IMAGES)
-    found = {split: load_images(data, split).digest for split in ("train", study.settings.config.eval.split)}
+    config, path = study.settings.config, study.folder.pull(IMAGES)
+    held_out = load_images(config.data, config.eval.split)
+    found = {"train": training_images(config.data, config.mix).digest, held_out.split: held_out.digest}
     known = json.loads(path.read_text()) if path.is_file() else found
     changed = [f"{name}: {known[name][:12]}… -> {new[:12]}…" for name, new in found.items() if known[name] != new]
     if changed:

@@ -51,7 +51,8 @@ def connect(num_cpus: float, *, log_to_driver: bool = True) -> bool:
         log_to_driver: whether lines that workers print appear here.
 
     Raises:
-        ClusterError: RAY_ADDRESS does not answer, or this machine has fewer than `num_cpus` cores.
+        ClusterError: RAY_ADDRESS does not answer, or this machine has fewer than `num_cpus` cores, or Ray does not
+            start on it.
     """
     if ray.is_initialized():
         return False
@@ -66,9 +67,15 @@ def connect(num_cpus: float, *, log_to_driver: bool = True) -> bool:
             f"the workers ask for {num_cpus:g} cores, and this machine has {cores}; lower cluster.num_workers or "
             "cluster.cpus_per_worker, or set RAY_ADDRESS"
         )
-    ray.init(
-        "local", num_cpus=cores, dashboard_host=LOOPBACK, log_to_driver=log_to_driver
-    )  # not one that happens to run here
+    try:  # "local": not one that happens to run here
+        ray.init("local", num_cpus=cores, dashboard_host=LOOPBACK, log_to_driver=log_to_driver)
+    except Exception as error:  # of any class: a node that is not up in 30 seconds is an Exception
+        ray.shutdown()
+        cause = (str(error).strip() or repr(error)).splitlines()[0]
+        raise ClusterError(
+            f"Ray could not be started on this machine: {cause}; give the same command again where it was only busy, "
+            "set RAY_TMPDIR to a folder with room, or use --cluster.num-workers 0"
+        ) from error
     token = Path("~/.ray/auth_token").expanduser()
     if token.is_file() and token.stat().st_uid == os.getuid():
         token.chmod(0o600)  # Ray has just made it, readable by everybody

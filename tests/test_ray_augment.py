@@ -17,7 +17,8 @@ from mlflow.entities import Run
 from genray import cli_augment, ray_augment
 from genray.augment import Experiment
 from genray.config import Cluster, Tracking
-from genray.errors import ConfigError, GenrayError
+from genray.errors import ClusterError, ConfigError, GenrayError
+from genray.mlflow_augment import Record
 from genray.ray_augment import State
 
 pytestmark = [pytest.mark.ray, pytest.mark.mlflow, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -89,6 +90,17 @@ def test_run_of_the_experiment_has_its_report(on_ray: Experiment, place: Path) -
     assert parent.data.metrics["gain/real_0.1/ratio_1"] == arms[1]["gain"]
 
 
+def test_training_that_mlflow_has_already_is_looked_at_again_and_left_as_it_is(on_ray: Experiment, place: Path) -> None:
+    record = Record(on_ray, f"sqlite:///{place}/mlflow.db")
+    training = on_ray.trainings()[0]
+    record.begin(training)
+    assert record.deliver() == 0
+    record.end(training, "FAILED", "again")
+    assert record.close("FINISHED", 1) == 0
+    run = runs_of(place, "on_ray")[training.name]
+    assert (run.info.status, run.data.tags["genray.augment.said"]) == ("FINISHED", "150 images generated")
+
+
 def test_training_that_fails_is_named_after_the_others_are_done_and_the_same_call_does_it_again(place: Path) -> None:
     made = recorded(place, "failing", num_workers=0)
     bad, out = place / "failing" / "tiny-augment-0.1-1-0", place / "failing" / "out"
@@ -111,6 +123,15 @@ def test_training_that_fails_is_named_after_the_others_are_done_and_the_same_cal
     assert (bad.with_name("tiny-augment-0.1-1-1") / "result.json").stat().st_mtime_ns == kept
     assert (out / "report.md").is_file()
     assert {run.info.status for run in runs_of(place, "failing").values()} == {"FINISHED"}
+
+
+def test_experiment_whose_ray_does_not_start_says_why_and_is_a_failed_run(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/dev/null/ray")
+    with pytest.raises(ClusterError, match=r"^Ray could not be started on this machine: .*Not a directory"):
+        ray_augment.run(recorded(place, "no_ray", num_workers=1), place / "no_ray" / "out")
+    assert {name: run.info.status for name, run in runs_of(place, "no_ray").items()} == {"tiny-augment": "FAILED"}
 
 
 def test_classifiers_of_a_generator_that_failed_are_not_begun_and_baselines_are() -> None:

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_config
-from evaluation_snapshots import save_generator
+from evaluation_snapshots import save_generator, save_vae
 from image_folders import folder_data, make_folder
 from mlflow import MlflowClient
 
-from genray import mlflow_champion, mlflow_registry, ray_job
+from genray import mlflow_champion, mlflow_registry, ray_generate, ray_job, snapshot
 from genray.config import Cluster, Config, Data, Tracking, Train
+from genray.data.generated import request_for
 from genray.data.images import load_images
 from genray.data.mix import Mix
 from genray.errors import ConfigError, DataError, ResumeError, StorageError, TrackingError
@@ -60,6 +61,16 @@ def test_job_writes_down_the_splits_of_a_classifier(finished):
     for split in ("train", "test"):
         images = load_images(Data(name="digits"), split)
         assert noted[split]["digest"] == images.digest and noted[split]["images"] == len(images)
+
+
+def test_job_whose_mix_does_not_fit_is_refused_and_leaves_nothing(tmp_path):
+    source = tmp_path / "fakes"
+    vae = save_vae(tmp_path / "vae")
+    ray_generate.write(source, request_for(snapshot.load(vae), "v", "3", num=4), vae, num_workers=0)
+    config = job_config(tmp_path / "runs", mix=Mix(sources=(str(source),)))
+    with pytest.raises(DataError, match=r"class '0' wants 142 generated images, and mix\.sources has 0 of it"):
+        ray_job.run(config)
+    assert {path.name for path in tmp_path.iterdir()} == {"fakes", "vae"}
 
 
 @pytest.mark.parametrize("on_leak", ["stop", "warn"])

@@ -21,8 +21,9 @@ from genray import ray_study, ray_train, ray_tune
 from genray.checkpoint import SCORES, SNAPSHOTS, step_name
 from genray.config import Cluster, Config, Data, Eval, Optim, Run, Tracking, Train
 from genray.data.images import load_images
+from genray.data.mix import Mix
 from genray.distributed import current
-from genray.errors import ClusterError, RegistryError, ResumeError
+from genray.errors import ClusterError, DataError, RegistryError, ResumeError
 from genray.evaluation.scoring import read_scores, score_snapshot
 from genray.models.dcgan import DCGAN
 from genray.models.vae import MLPVAE
@@ -297,6 +298,14 @@ def test_a_search_without_anything_to_score_with_is_refused_before_a_trial(one_n
     with pytest.raises(RegistryError, match=r"^no trial could be scored: fid compares features"):
         ray_study.run(replace(made, config=gan, space={"optim.lr": LR["optim.lr"]}))
     assert not (tmp_path / "runs" / "study" / "trials").exists()
+
+
+def test_a_study_whose_mix_does_not_fit_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    made = settings(tmp_path)
+    made = replace(made, config=replace(made.config, mix=Mix(sources=(str(tmp_path / "fakes"),))))
+    with pytest.raises(DataError, match=r"fakes' is none; expected a folder that genray generate has finished"):
+        ray_study.run(made)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.mlflow

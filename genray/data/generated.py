@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import uuid
 import zipfile
 from dataclasses import asdict, dataclass
@@ -175,11 +176,17 @@ def copied(folder: RunFolder, name: str) -> Path:
     """Where the data set `name` of a run's folder can be read on this machine; copied from the storage where needed."""
     place = folder.local / name
     with locked(place):  # all trainings of a machine read one copy
-        manifest = folder.pull(f"{name}/{MANIFEST}")
-        shards = json.loads(manifest.read_text())["shards"] if manifest.is_file() else {}
-        if any(not (place / shard).is_file() or sha256(place / shard) != own for shard, own in shards.items()):
-            folder.pull(name)
-    return place
+        if folder.remote is not None and place.is_dir() and not _whole(place):
+            shutil.rmtree(place)
+        return folder.pull(name)
+
+
+def _whole(folder: Path) -> bool:
+    try:
+        shards = json.loads((folder / MANIFEST).read_text())["shards"]
+        return all(sha256(folder / name) == digest for name, digest in shards.items())
+    except (OSError, ValueError, LookupError):
+        return False
 
 
 def load(folder: Path) -> ImageSet:
