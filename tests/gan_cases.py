@@ -43,7 +43,7 @@ CASES: dict[str, Config] = {name: tiny_config(objective=objective) for name, obj
     ),
     "stylegan2": tiny_config(
         model=StyleGAN2(latent_dim=8, style_dim=8, width=8, max_width=8, conditional=True),
-        objective=GAN(gamma=1.0, augment=AUGMENTED, augment_target=0.1, augment_samples=100),
+        objective=GAN(gamma=1.0, augment=AUGMENTED, augment_target=0.1, augment_samples=100, path_length=2.0),
     ),
     "acgan": tiny_config(model=CLASSIFYING, objective=GAN(class_loss=0.5, gamma=1.0, gradient_penalty=10.0)),
     "acgan-relativistic": tiny_config(

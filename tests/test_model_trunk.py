@@ -10,7 +10,10 @@ from evaluation_snapshots import save, save_generator
 from test_transfer import classifier_config, started, trained
 from torch import Tensor, nn
 
-from genray.data.images import ImageSet
+from genray import snapshot
+from genray.config import Optim, Train
+from genray.data.images import ImageSet, load_images
+from genray.distributed import current
 from genray.errors import CheckpointError
 from genray.evaluation.explain import grad_cam
 from genray.models.dcgan import DCGAN, DCGANClassifier
@@ -19,7 +22,10 @@ from genray.models.vae import ConvVAE
 from genray.models.vae_classifier import ConvVAEClassifier
 from genray.objectives.elbo import ELBO
 from genray.presets import preset
+from genray.sampling import to_float
 from genray.start import read_weights
+from genray.storage import RunFolder
+from genray.trainer import train
 from genray.transfer import take
 
 PAIRS: dict[str, tuple[Any, Any]] = {
@@ -120,3 +126,36 @@ def test_trunk_classifier_has_a_map_of_what_speaks_for_a_class(name: str) -> Non
 def test_trunk_classifier_needs_two_classes(name: str) -> None:
     with pytest.raises(ValueError, match=r"-classifier needs 2 classes or more, and the data have 1; set "):
         PAIRS[name][1].build((1, 8, 8), 1)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_trunk_classifier_resumed_ends_with_the_weights_of_a_run_untouched(
+    name: str, digits: ImageSet, tmp_path: Path
+) -> None:
+    config = classifier_config(PAIRS[name][1], num_steps=4, thaw_samples=16)
+    whole = trained(config, digits, tmp_path / "whole")
+    trained(replace(config, train=replace(config.train, num_steps=2)), digits, tmp_path / "parts")
+    parts = trained(config, digits, tmp_path / "parts")
+    assert all(torch.equal(parts[key], value) for key, value in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("model", "num_steps"),
+    [
+        (DCGANClassifier(width=16, min_base=2, discriminator_norm="none"), 80),
+        (SNGANClassifier(discriminator_width=16), 200),
+        (ConvVAEClassifier(width=16), 80),
+    ],
+)
+def test_trunk_classifier_learns_to_read_unseen_digits(
+    model: Any, num_steps: int, digits: ImageSet, tmp_path: Path
+) -> None:
+    steps = Train(
+        num_steps=num_steps, global_batch_size=32, checkpoint_every=num_steps, sample_every=0, ema_half_life=0
+    )
+    config = replace(classifier_config(model), optim=Optim(name="adamw", lr=5e-3), train=steps)
+    train(config, digits, RunFolder.open(str(tmp_path), "run"), current(False))
+    (place,) = (tmp_path / "run" / "snapshots").iterdir()
+    test = load_images(config.data, "test")
+    right = snapshot.load(place).module(to_float(test.images)).argmax(1) == test.labels
+    assert right.float().mean() > 0.8

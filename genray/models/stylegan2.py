@@ -1,7 +1,7 @@
 """StyleGAN2: styles made from the latent scale the weights of every layer of the generator.
 
-Karras et al. 2020, arXiv:1912.04958, as arXiv:2006.06676 has it for CIFAR-10: no style mixing and no path length
-regularisation while training; and without the noise per pixel, whose weights begin at zero.
+Karras et al. 2020, arXiv:1912.04958, as arXiv:2006.06676 has it for CIFAR-10: no style mixing while training; path
+length regularisation is the objective's. Without the noise per pixel, whose weights begin at zero.
 """
 
 import itertools
@@ -141,9 +141,13 @@ class Generator(nn.Module):
         """Images (B, C, H, W) of the latents (B, latent_dim) and, if conditional, labels (B,)."""
         return self.synthesise(self.styles(z, labels, truncation))
 
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The same as `generate`, without truncation."""
-        return self.generate(z, labels)
+    def forward(
+        self, z: Tensor, labels: Tensor | None = None, *, with_styles: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The same as `generate`, without truncation; and, if asked for, the styles (B, style_dim)."""
+        styles = self.styles(z, labels)
+        images = self.synthesise(styles)
+        return (images, styles) if with_styles else images
 
     def _means(self, labels: Tensor | None, num: int) -> Tensor:
         return self.mean_style.expand(num, -1) if self.embedding is None else self.mean_style[labels]

@@ -19,11 +19,24 @@ from genray.objectives.adversarial import Form, generator_loss, margin_loss, spl
 from genray.objectives.augmentation import NUM_DRAWS, AdaptiveProbability, Operation, augment, translate
 from genray.objectives.base import Batch, Networks, Phase
 from genray.objectives.matching import require_modules
-from genray.objectives.penalties import LogitMeans, interpolates, unit_gradient_penalty, zero_centered_gradient_penalty
+from genray.objectives.penalties import (
+    LogitMeans,
+    PathMean,
+    interpolates,
+    path_lengths,
+    unit_gradient_penalty,
+    zero_centered_gradient_penalty,
+)
 
 SIDES = ("reals", "fakes")
 PENALTY_NAMES = {"reals": "r1", "fakes": "r2"}
-ADAPTIVE, MEANS = "augmentation", "logit_means"
+ADAPTIVE, MEANS, PATHS = "augmentation", "logit_means", "path_lengths"
+PATH_EVERY = 4
+"""Updates of the generator to one that minds the lengths of paths, and then for all of them."""
+
+
+Shared = Tensor | tuple[Tensor, Tensor]
+"""Fakes (B, C, H, W) in [-1, 1]; and, where the lengths of paths are minded, the styles that they were made from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +60,9 @@ class GAN:
     10); 0: none."""
     lecam: float = 0.0
     """Weight of the squared distance of logits from the mean of the other side's in past steps (LeCam); 0: none."""
+    path_length: float = 0.0
+    """Weight of the squared distance of the generator's path lengths from their running mean (StyleGAN2, there 2), at
+    every fourth of its updates; 0: none."""
     class_loss: float = 0.0
     """Weight of the cross-entropy of the classes that the discriminator names, of reals and fakes, in both phases
     (AC-GAN, there 1); 0: it names none."""
@@ -62,7 +78,7 @@ class GAN:
     """Images in which an adaptive probability may go from 0 to 1."""
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "gradient_penalty", "consistency", "lecam", "class_loss"):
+        for name in ("gamma", "gradient_penalty", "consistency", "lecam", "path_length", "class_loss"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"objective.{name}={getattr(self, name)!r} must be at least 0")
         for name in ("num_discriminator_steps", "augment_samples"):
@@ -109,14 +125,21 @@ class GAN:
         return "discriminator" if self.class_loss > 0 else None
 
     def state(self) -> dict[str, nn.Module]:
-        """The probability of augmentation, where it is adaptive; the means of past logits, where they are needed."""
-        means: dict[str, nn.Module] = {MEANS: LogitMeans()} if self.lecam > 0 else {}
-        return means if self.augment_target is None else means | {ADAPTIVE: AdaptiveProbability()}
+        """An adaptive probability of augmentation; the means of past logits and paths, where they are needed."""
+        kept: dict[str, nn.Module] = {MEANS: LogitMeans()} if self.lecam > 0 else {}
+        if self.path_length > 0:
+            kept[PATHS] = PathMean()
+        return kept if self.augment_target is None else kept | {ADAPTIVE: AdaptiveProbability()}
 
     def check(self, model: Any) -> None:
         """Raises ValueError for a model of other modules, or one whose batch norm spoils the gradient penalty."""
         require_modules("gan", ("generator", "discriminator"), model)
         self._check_classifier(getattr(model, "conditioning", "projection") == "auxiliary-classifier")
+        if self.path_length > 0 and not getattr(model, "style_dim", 0):
+            raise ValueError(
+                f"objective.path_length={self.path_length!r} measures paths of styles, and this generator has none; "
+                "choose model stylegan2, or set --objective.path-length 0"
+            )
         for name in ("gamma", "gradient_penalty"):
             if getattr(self, name) > 0 and getattr(model, "discriminator_norm", "none") == "batch":
                 raise ValueError(
@@ -137,29 +160,39 @@ class GAN:
                 "names none; set --model.conditioning auxiliary-classifier (dcgan, sngan), or --objective.class-loss 0"
             )
 
-    def prepare(self, networks: Networks, batch: Batch) -> Tensor:
-        """Fakes (B, C, H, W) in [-1, 1], with the generator's graph when its phase is due in this step."""
+    def prepare(self, networks: Networks, batch: Batch) -> Shared:
+        """Fakes, with the generator's graph when its phase is due in this step, and the styles that paths begin at."""
         generator: Any = networks.bare["generator"]
         z = batch.draws.normal("latents", generator.latent_dim)
         labels = _labels(networks, batch)
-        if self.phases[1].due(batch.step):
-            fakes: Tensor = networks.wrapped["generator"](z, labels)
-        else:
+        made: Shared
+        if not self.phases[1].due(batch.step):
             with torch.no_grad():
-                fakes = generator(z, labels)
-        return fakes
+                made = generator(z, labels)
+        elif self._minds_paths(batch.step):
+            with _exactly(batch.images, True):
+                made = networks.wrapped["generator"](z, labels, with_styles=True)
+        else:
+            made = networks.wrapped["generator"](z, labels)
+        return made
+
+    def _minds_paths(self, step: int) -> bool:
+        return self.path_length > 0 and step // self.num_discriminator_steps % PATH_EVERY == 0
 
     def loss(
-        self, phase: str, part: str, networks: Networks, batch: Batch, shared: Tensor
+        self, phase: str, part: str, networks: Networks, batch: Batch, shared: Shared
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss of a part of a phase, and its metrics; `shared` are the fakes."""
+        """Mean loss of a part of a phase, and its metrics; `shared` is what `prepare` gave."""
+        fakes, styles = shared if isinstance(shared, tuple) else (shared, None)
         if phase == "generator":
-            return self._generator_loss(networks, batch, shared)
+            return self._generator_loss(networks, batch, fakes, styles)
         if part == "interpolates":
-            return self._interpolates_loss(networks, batch, shared)
-        return self._discriminator_loss(SIDES if part == "pairs" else (part,), networks, batch, shared)
+            return self._interpolates_loss(networks, batch, fakes)
+        return self._discriminator_loss(SIDES if part == "pairs" else (part,), networks, batch, fakes)
 
-    def _generator_loss(self, networks: Networks, batch: Batch, fakes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _generator_loss(
+        self, networks: Networks, batch: Batch, fakes: Tensor, styles: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         discriminator, labels = networks.bare["discriminator"], _labels(networks, batch)
         shown = self._augmented(fakes, "generator", networks, batch)
         margins, class_logits = split_judgement(discriminator(shown, labels), fakes)
@@ -173,6 +206,12 @@ class GAN:
         if class_logits is not None:
             class_loss = F.cross_entropy(class_logits, batch.labels)
             loss, metrics["generator/class_loss"] = loss + self.class_loss * class_loss, class_loss.detach()
+        if styles is not None:
+            mean: Any = networks.bare[PATHS]
+            with _exactly(fakes, True):
+                lengths = path_lengths(fakes, styles, batch.draws.normal("path lengths", *fakes.shape[1:]))
+            loss = loss + PATH_EVERY * self.path_length * mean.penalty(lengths).mean()
+            metrics["generator/path_length"] = lengths.detach().mean()
         return loss, metrics
 
     def _discriminator_loss(

@@ -1,4 +1,4 @@
-"""Penalties on a discriminator: on how steeply its logits depend on its samples, and on where they lie."""
+"""Penalties: on how steeply logits depend on samples, on where they lie, and on how far images move with styles."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from genray import distributed
 from genray.objectives.adversarial import one_per_sample
 
 MEAN_DECAY = 0.99
-"""Of the means of logits, per step."""
+"""Of the means of logits and of path lengths, per step in which they are taken."""
 TINY = 1e-12
 """Added under the root of a squared length, whose derivative at 0 is infinite."""
 
@@ -58,6 +58,41 @@ def interpolates(reals: Tensor, fakes: Tensor, shares: Tensor) -> Tensor:
         shares: (B, 1, 1, 1) in [0, 1].
     """
     return torch.lerp(reals.detach(), fakes.detach(), shares).requires_grad_()
+
+
+def path_lengths(images: Tensor, styles: Tensor, noise: Tensor) -> Tensor:
+    """How far each image moves with its style, seen along a random direction of its pixels: |Jᵀ y|, (B,).
+
+    Karras et al. 2020, arXiv:1912.04958, section 3.2, of one style for all layers. Differentiable.
+
+    Args:
+        images: (B, C, H, W), computed from `styles`, each from its own alone.
+        styles: (B, style_dim), with a graph or requiring one.
+        noise: (B, C, H, W), standard normal; divided here by the root of H W.
+    """
+    height, width = images.shape[2:]
+    along = (images * noise).sum() / (height * width) ** 0.5
+    (gradient,) = torch.autograd.grad(along, styles, create_graph=True)
+    return (gradient.square().sum(dim=1) + TINY).sqrt()
+
+
+class PathMean(nn.Module):
+    """Running mean of path lengths over all ranks: what each is drawn to.
+
+    A buffer: part of every checkpoint.
+    """
+
+    length: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("length", torch.zeros(()))
+
+    def penalty(self, lengths: Tensor) -> Tensor:
+        """Squared distances (B,) of path lengths (B,) from their mean, which moves towards them first."""
+        with torch.no_grad():
+            self.length.lerp_(distributed.mean(lengths.detach().mean()), 1 - MEAN_DECAY)
+        return (lengths - self.length).square()
 
 
 class LogitMeans(nn.Module):

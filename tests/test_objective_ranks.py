@@ -1,4 +1,4 @@
-"""Every objective of autoencoders on two ranks and in one process: gradients, and buffers that steps change."""
+"""Autoencoders and classifiers on two ranks and in one process: gradients, and buffers that steps change."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -9,11 +9,15 @@ from ranks import run_ranks
 from torch import Tensor
 
 from genray import distributed
+from genray.models.dcgan import DCGANClassifier
 from genray.models.hierarchical_vae import HierarchicalVAE
+from genray.models.sngan import SNGANClassifier
 from genray.models.tokenizer import AdversarialTokenizer, Tokenizer
 from genray.models.vae import MLPVAE, AdversarialVAE
+from genray.models.vae_classifier import ConvVAEClassifier
 from genray.objectives import Batch, Networks
 from genray.objectives.adversarial_tokenizer import AdversarialTokenization
+from genray.objectives.classification import Classification
 from genray.objectives.elbo import ELBO
 from genray.objectives.latent_adversarial import LatentAdversarial
 from genray.objectives.rae import RAE
@@ -45,6 +49,9 @@ CASES: dict[str, tuple[Any, Any]] = {
         AdversarialTokenizer(num_codes=8, code_dim=3, width=4, num_downsamplings=1, discriminator_width=4),
         AdversarialTokenization(adversarial_start_samples=0, adversarial_warmup_samples=0),
     ),
+    "discriminator's trunk": (DCGANClassifier(width=4, min_base=2, discriminator_norm="none"), Classification()),
+    "spectral trunk": (SNGANClassifier(discriminator_width=4, attention=True), Classification(label_smoothing=0.1)),
+    "encoder's trunk": (ConvVAEClassifier(width=4, norm="none"), Classification(focal_gamma=2.0)),
 }
 
 
@@ -83,7 +90,7 @@ def state_after_one_step(images: Tensor) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def test_autoencoders_on_two_ranks_have_the_gradients_and_buffers_of_one_process() -> None:
+def test_autoencoders_and_classifiers_on_two_ranks_have_the_gradients_and_buffers_of_one_process() -> None:
     images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     one, both = state_after_one_step(images), run_ranks(state_after_one_step, 2, images)
     for name in CASES:
