@@ -5,7 +5,7 @@ READY := $(VENV)/.ready-$(shell cat requirements.txt pyproject.toml | cksum | cu
 
 # make faults: every fault of tests/faults, injected for real; writes docs/faults.md.
 # make services: MLflow with sign-in over PostgreSQL and S3, on this machine until Ctrl-C; docs/services.md.
-.PHONY: demo test faults services check install lock clean
+.PHONY: demo test faults services fuzz check install lock clean
 
 demo: $(READY)
 	$(VENV)/bin/python jobs/demo.py
@@ -19,6 +19,11 @@ test: $(READY)
 
 faults: $(READY)
 	OMP_NUM_THREADS=1 RAY_AUTH_MODE=disabled PYTHONPATH=tests $(VENV)/bin/python -m faults $(ONLY)
+
+# atheris, libFuzzer for Python, is for Linux only and so no requirement; what it finds is kept beside as crash-…
+fuzz: $(READY)
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python atheris==3.0.0
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/fuzz.py -max_total_time=$(or $(SECONDS),300)
 
 services: $(READY)
 	@$(VENV)/bin/python jobs/services.py
