@@ -118,8 +118,8 @@ def mnist_dcgan_classifier() -> Config:
     """The mnist-classifier with the trunk of mnist-dcgan's discriminator; transfer.source is a checkpoint of it.
 
     Hardware: one CPU core
-    Time: not measured
-    Score: not measured
+    Time: 2 minutes
+    Score: 600 labels: test accuracy 91.9 % after an unlabelled mnist-dcgan, 89.5 % from scratch
     """
     return _other(mnist_classifier(), "mnist-dcgan-classifier", DCGANClassifier(discriminator_norm="none"))
 
@@ -139,7 +139,7 @@ def mnist_vae_classifier() -> Config:
 
     Hardware: one CPU core
     Time: not measured
-    Score: not measured
+    Score: 600 labels: test accuracy 93.4 % after an unlabelled mnist-vae, 91.9 % from scratch
     """
     return _other(mnist_classifier(), "mnist-vae-classifier", ConvVAEClassifier())
 
