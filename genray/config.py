@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -202,6 +203,9 @@ class Cluster:
 
     num_workers: int = 1
     """DDP workers; 0: train in this process, without Ray."""
+    min_workers: int | None = None
+    """Fewest workers to go on with while nodes are missing, with the same batch of the same images; as nodes come, up
+    to `num_workers`. None: exactly `num_workers`."""
     use_gpu: bool = False
     """One GPU a worker (NCCL); otherwise CPU (gloo)."""
     cpus_per_worker: float = 1
@@ -213,6 +217,17 @@ class Cluster:
         check_at_least("cluster", self, 0, "num_workers", "max_failures")
         if not self.cpus_per_worker > 0:
             raise ConfigError(f"cluster.cpus_per_worker={self.cpus_per_worker!r} must be above 0, e.g. 1")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
+            raise ConfigError(
+                f"cluster.min_workers={self.min_workers!r} must lie between 1 and cluster.num_workers="
+                f"{self.num_workers!r}"
+            )
+
+    @property
+    def sizes(self) -> range:
+        """How many workers the run may have at a time; one where it trains without Ray."""
+        most = max(1, self.num_workers)
+        return range(self.min_workers or most, most + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +274,16 @@ class Config:
                 "set it to 0"
             )
         check_names(self.eval.metrics, self.objective.product, classifies=bool(classifier_of(self.objective)))
-        per_rank_batch_size(self.train.global_batch_size, max(1, self.cluster.num_workers))
+        self._check_batch()
+
+    def _check_batch(self) -> None:
+        batch, sizes = self.train.global_batch_size, self.cluster.sizes
+        if len(sizes) > 1 and (wrong := [size for size in sizes if batch % size]):
+            raise ConfigError(
+                f"train.global_batch_size={batch} does not divide by {wrong[0]} workers, and cluster.min_workers="
+                f"{sizes[0]} allows for them; use a multiple of {math.lcm(*sizes)}, or raise cluster.min_workers"
+            )
+        per_rank_batch_size(batch, sizes[-1])
 
     @property
     def task(self) -> str:

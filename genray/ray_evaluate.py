@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ class Scorer:
                 task = ray.remote(score_step).options(
                     num_cpus=settings.num_cpus, num_gpus=settings.num_gpus, max_retries=RETRIES
                 )
-                ray.get(task.remote(*arguments))
+                _wait_for(lambda: task.remote(*arguments))
             else:
                 score_step(*arguments)
         except (GenrayError, ray.exceptions.RayError) as error:
@@ -147,3 +148,22 @@ def note_best(folder: RunFolder, name: str, score: Score) -> None:
 def _ahead(score: Score, best: float) -> bool:
     sign = 1 if METRICS[score.metric].direction == "max" else -1
     return math.isfinite(score.value) and (not math.isfinite(best) or sign * (score.value - best) > 0)
+
+
+def _wait_for(submit: Callable[[], "ray.ObjectRef[None]"]) -> None:
+    """Waits for a task, and submits it again where a node is lost meanwhile: Ray may wait minutes for its answer.
+
+    A score that is taken twice is the same.
+    """
+    for _ in range(RETRIES):
+        task, nodes = submit(), _nodes()
+        while nodes <= _nodes():
+            if ray.wait([task], timeout=LOOK_EVERY_S)[0]:
+                ray.get(task)
+                return
+        ray.cancel(task, force=True)
+    ray.get(submit())
+
+
+def _nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}

@@ -34,6 +34,8 @@ COLLECTIVE_TIMEOUT_S = 600
 CONNECT_TIMEOUT_S = 5
 POLL_INTERVAL_S = 0.5
 ASK_RAY_EVERY_S = 3.0
+LOOK_FOR_NODES_EVERY_S = 30.0
+START_TIMEOUT_S = 20
 SHARED = ".shared"
 LOOPBACK = "127.0.0.1"
 ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
@@ -135,7 +137,8 @@ def disconnect() -> None:
 def check_resources(config: Config) -> str | None:
     """A warning where the cluster, as it is now, has not what the run asks for; an autoscaler may bring it."""
     cluster, total = config.cluster, ray.cluster_resources()
-    wanted = {"CPU": cluster.num_workers * cluster.cpus_per_worker, "GPU": float(cluster.num_workers * cluster.use_gpu)}
+    fewest = cluster.sizes[0]
+    wanted = {"CPU": fewest * cluster.cpus_per_worker, "GPU": float(fewest * cluster.use_gpu)}
     short = [f"{n:g} {kind}, it has {total.get(kind, 0):g}" for kind, n in wanted.items() if n > total.get(kind, 0)]
     return f"the run asks for {' and '.join(short)}: waiting for the cluster to grow" if short else None
 
@@ -149,6 +152,8 @@ def fit(config: Config, storage: str) -> Outcome:
     """
     cluster = config.cluster
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_INTERVAL_S))
+    if len(cluster.sizes) > 1:  # Ray believes in a lost node for a while, and would wait for it as long as this
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
     folder = RunFolder.open(storage, config.run.name)
     token = uuid.uuid4().hex
     (folder.local / SHARED).write_text(token)
@@ -159,7 +164,8 @@ def fit(config: Config, storage: str) -> Outcome:
         train_loop_config={"config": config.to_dict(), "storage": storage, "token": token},
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.num_workers,
+            num_workers=cluster.num_workers if len(cluster.sizes) == 1 else (cluster.sizes[0], cluster.sizes[-1]),
+            elastic_resize_monitor_interval_s=LOOK_FOR_NODES_EVERY_S,
             use_gpu=cluster.use_gpu,
             resources_per_worker=resources,
         ),

@@ -89,6 +89,11 @@ class Settings:
     space: Space
 
     def __post_init__(self) -> None:
+        if self.config.cluster.min_workers is not None:
+            raise ConfigError(
+                f"cluster.min_workers={self.config.cluster.min_workers!r} is for a run of its own: a trial has all of "
+                "its workers or none; leave it out"
+            )
         if self.search.scheduler == "pb2":
             for name, domain in self.space.items():
                 if domain.kind == "choice" or domain.when:

@@ -44,6 +44,20 @@ def test_batch_that_the_workers_do_not_divide_is_refused():
     )
 
 
+def test_batch_that_fewer_workers_would_not_divide_is_refused():
+    train, cluster = Train(num_steps=8, global_batch_size=64), Cluster(num_workers=4, min_workers=2)
+    assert refused(lambda: tiny_config(train=train, cluster=cluster)) == (
+        "train.global_batch_size=64 does not divide by 3 workers, and cluster.min_workers=2 allows for them; use a "
+        "multiple of 12, or raise cluster.min_workers"
+    )
+
+
+@pytest.mark.parametrize(("most", "fewest"), [(2, 3), (2, 0), (0, 1)])
+def test_least_number_of_workers_lies_between_one_and_the_most(most, fewest):
+    message = refused(lambda: Cluster(num_workers=most, min_workers=fewest))
+    assert message == f"cluster.min_workers={fewest} must lie between 1 and cluster.num_workers={most}"
+
+
 def test_image_size_that_the_model_cannot_make_is_refused():
     assert refused(lambda: tiny_config(data=Data(name="mnist", image_size=(30, 30)))) == (
         "model dcgan cannot make images of 30 x 30 pixels: the smaller side must be 4 to 7 times a power of two from "

@@ -8,7 +8,8 @@ import pytest
 from made_studies import BEGIN, HOUR, journal, keep_config, report, settings_of, started
 from made_studies import population as made_population
 
-from genray.errors import ResumeError, StorageError
+from genray.config import Cluster
+from genray.errors import ConfigError, ResumeError, StorageError
 from genray.search import Search
 from genray.study import (
     Confirmed,
@@ -38,6 +39,14 @@ def refused(error, call, *args) -> str:
 def test_settings_survive_their_record(tmp_path):
     settings = settings_of(tmp_path, space=("optim.betas=choice [0.0,0.9] [0.5,0.999]", "optim.betas.0=fixed"))
     assert Settings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+
+
+def test_trials_of_changing_size_are_refused(tmp_path):
+    settings = settings_of(tmp_path)
+    shrinking = replace(settings.config, cluster=Cluster(num_workers=2, min_workers=1))
+    assert refused(ConfigError, lambda: replace(settings, config=shrinking)) == (
+        "cluster.min_workers=1 is for a run of its own: a trial has all of its workers or none; leave it out"
+    )
 
 
 def test_study_that_was_claimed_goes_on(study, tmp_path):

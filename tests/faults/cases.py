@@ -10,6 +10,8 @@ from faults.judge import Verdict
 from faults.lab import Lab
 
 AT = 2 * CHECKPOINT_EVERY + CHECKPOINT_EVERY // 2
+RESUMMED = 1e-2
+"""What 1,000 steps may make of gradients that are added up in another order."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,51 @@ def standstill(lab: Lab) -> Verdict:
         with job.fault_at_step(AT), inject.stopped(inject.ray_processes("RayTrainWorker")[0]):
             time.sleep(20)
         return lab.verdict(job)
+
+
+@fault(
+    "a link is cut",
+    "each node in a network namespace; the link of one is down for 30 s; a raylet that ends is started again",
+)
+def link_cut(lab: Lab) -> Verdict:
+    with lab.networked(2) as (nodes, job):
+        with job.fault_at_step(AT), nodes.without(1):
+            time.sleep(30)
+        return lab.verdict(job)
+
+
+@fault("the head dies", "SIGKILL of GCS and raylet of the head; a supervisor starts it and the nodes again")
+def head_dies(lab: Lab) -> Verdict:
+    with lab.networked(2) as (nodes, job):
+        with job.fault_at_step(AT):
+            nodes.kill_head()
+        return lab.verdict(job)
+
+
+@fault("a link is slow", "each node in a network namespace; 10 ms and 8 Mbit/s to one of them")
+def link_slow(lab: Lab) -> Verdict:
+    with lab.networked(2) as (nodes, job):
+        with job.fault_at_step(AT):
+            nodes.slow(1, delay_ms=10, kbit=8000)
+        return lab.verdict(job)
+
+
+@fault("a node is gone for good", "its link is cut; 1 to 2 workers were asked for, and one goes on")
+def node_gone(lab: Lab) -> Verdict:
+    with lab.networked(2, cluster__min_workers=1) as (nodes, job):
+        with job.fault_at_step(AT):
+            nodes.cut(1)
+        return lab.verdict(job, allowed=RESUMMED)
+
+
+@fault("a node joins", "1 to 2 workers were asked for; a node is added to the one that there was")
+def node_joins(lab: Lab) -> Verdict:
+    with lab.networked(1, cluster__min_workers=1) as (nodes, job):
+        with job.fault_at_step(AT):
+            nodes.add(2)
+            with inject.stopped(inject.ray_processes("RayTrainWorker")[0]):
+                time.sleep(45)  # in which Ray looks for nodes; these steps take no longer in all
+        return lab.verdict(job, allowed=RESUMMED)
 
 
 @fault("the MLflow server dies", "SIGKILL of `mlflow server` and its workers; started again after 5 s")

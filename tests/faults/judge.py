@@ -13,6 +13,7 @@ import torch
 from faults.inject import ray_processes, sleep_until
 from faults.job import CHECKPOINT_EVERY, NUM_STEPS, Job
 from mlflow import MlflowClient
+from torch import Tensor
 
 from genray.checkpoint import CHECKPOINTS, SNAPSHOTS, Checkpoint, load, read
 from genray.errors import CheckpointError
@@ -37,8 +38,11 @@ class Verdict:
     """Points that stand twice in the journal, or in MLflow."""
     mlflow_lost: int | None
     """Points of the journals that MLflow lacks; None: the run had no MLflow."""
-    weights_equal: bool
-    """Whether weights, averages and moments after the last step are those of the twin, to the bit."""
+    apart: float | None
+    """Largest difference of weights, averages and moments after the last step from those of the twin, as a share of the
+    largest in their tensor; 0: equal to the bit; None: they are other tensors, or none."""
+    allowed: float
+    """What `apart` may be: above 0 where the number of ranks has changed, which sum in another order."""
     damaged: tuple[str, ...]
     """Checkpoints and snapshots of the run that are not whole at its end."""
     left_over: tuple[str, ...]
@@ -49,11 +53,16 @@ class Verdict:
     """Longest time without a step, from the fault on."""
 
     @property
+    def same_weights(self) -> bool:
+        """Whether the run has ended where its twin has."""
+        return self.apart is not None and self.apart <= self.allowed
+
+    @property
     def clean(self) -> bool:
         """Whether nothing was lost but time, and no more steps repeated than lie between two checkpoints."""
         bad = (self.points_lost, self.points_doubled, self.mlflow_lost, self.damaged, self.left_over, self.orphans)
         few = self.steps_repeated <= CHECKPOINT_EVERY * (self.starts + 1)
-        return not any(bad) and few and self.weights_equal and self.exit_codes[-1] == 0
+        return not any(bad) and few and self.same_weights and self.exit_codes[-1] == 0
 
 
 def train_points(folder: RunFolder) -> Points:
@@ -74,20 +83,32 @@ def twin(place: Path, ranks: int, poison: str | None = None) -> tuple[Checkpoint
     return load(job.folder, NUM_STEPS), train_points(job.folder)
 
 
-def judge(job: Job, undisturbed: tuple[Checkpoint, Points], uri: str | None = None, but: int | None = None) -> Verdict:
-    """What a run that is over has lost against its twin, whose points of step `but` are other ones."""
+def judge(
+    job: Job,
+    undisturbed: tuple[Checkpoint, Points],
+    uri: str | None = None,
+    *,
+    but: int | None = None,
+    allowed: float = 0.0,
+) -> Verdict:
+    """What a run that is over has lost against its twin, whose points of step `but` are other ones.
+
+    With an allowed difference only steps and names of the points are compared.
+    """
     wanted, points = undisturbed
     found, folder = train_points(job.folder), job.folder
+    lost = Counter(_once(points) - _once(found)) if allowed else points - found
     doubled = sum((Counter((step, key) for step, key, _ in found.elements()) - _once(found)).values())
     missing, twice = stored_in_mlflow(folder, uri) if uri else (None, 0)
     return Verdict(
         starts=job.starts,
         exit_codes=tuple(job.exit_codes),
         steps_repeated=steps_repeated(job),
-        points_lost=sum(n for (step, *_), n in (points - found).items() if step != but),
+        points_lost=sum(n for (step, *_), n in lost.items() if step != but),
         points_doubled=doubled + twice,
         mlflow_lost=missing,
-        weights_equal=same_state(folder, wanted),
+        apart=distance(folder, wanted),
+        allowed=allowed,
         damaged=not_whole(folder),
         left_over=tuple(sorted(str(p.relative_to(folder.local)) for p in folder.local.glob("*/.step-*"))),
         orphans=outlived(job),
@@ -99,13 +120,22 @@ def _once(points: Points) -> Counter[tuple[int, str]]:
     return Counter({(step, key) for step, key, _ in points})
 
 
-def same_state(folder: RunFolder, wanted: Checkpoint) -> bool:
-    """Whether the last checkpoint of a run holds the very tensors of `wanted`."""
+def distance(folder: RunFolder, wanted: Checkpoint) -> float | None:
+    """How far the tensors of the last checkpoint of a run are from those of `wanted`, see `Verdict.apart`."""
     try:
         found = load(folder, NUM_STEPS).tensors
     except CheckpointError:
-        return False
-    return found.keys() == wanted.tensors.keys() and all(torch.equal(found[k], v) for k, v in wanted.tensors.items())
+        return None
+    if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in wanted.tensors.items()}:
+        return None
+    return max(_apart(found[name], value) for name, value in wanted.tensors.items())
+
+
+def _apart(found: Tensor, wanted: Tensor) -> float:
+    if torch.equal(found, wanted):
+        return 0.0
+    scale = wanted.double().abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    return float((found.double() - wanted.double()).abs().max() / scale)
 
 
 def not_whole(folder: RunFolder) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 from faults.inject import ObjectStore
 from faults.job import Job
 from faults.judge import Verdict, judge, twin
+from faults.network import Networked
 from mlflow_server import Server
 from ray.cluster_utils import Cluster as Raylets
 
@@ -82,11 +83,22 @@ class Lab:
         with self.tracked(ranks=2, address=self.raylets.address, **more) as job:
             yield job
 
-    def verdict(self, job: Job, *, poison: str | None = None, but: int | None = None) -> Verdict:
+    @contextmanager
+    def networked(self, num_nodes: int, **more: Any) -> Iterator[tuple[Networked, Job]]:
+        """Up to two workers, on nodes with networks of their own, with MLflow."""
+        uri = self.server.uri  # not while nodes start
+        nodes = Networked(num_nodes)
+        try:
+            with self.job(uri=uri, ranks=2, address=nodes.address, **more) as job:
+                yield nodes, job
+        finally:
+            nodes.close()
+
+    def verdict(self, job: Job, *, poison: str | None = None, but: int | None = None, allowed: float = 0.0) -> Verdict:
         """What became of a run; it is waited for, and its command given again while it fails."""
         job.finish()
         uri = None if self._server is None or self._server.uri not in job.command else self._server.uri
-        return judge(job, twin(self.place / "twins", job.ranks, poison), uri, but)
+        return judge(job, twin(self.place / "twins", job.ranks, poison), uri, but=but, allowed=allowed)
 
     @contextmanager
     def object_store(self, kib_a_second: float = 0) -> Iterator[tuple[ObjectStore, str]]:

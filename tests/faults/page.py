@@ -27,7 +27,9 @@ is written by that command, from [its log](logs/faults.json), which has the comm
 - **repeated**: steps done a second time, since the last whole checkpoint. Checkpoints are written beside training: one
   that is damaged, or could not be written, costs an interval more.
 - **lost**, **twice**: points of the journal and of MLflow that are missing, are others, or stand there twice.
-- **same weights**: weights, averages and moments after the last step are those of the undisturbed run, to the bit.
+- **same weights**: weights, averages and moments after the last step are those of the undisturbed run, to the bit; or,
+  where the number of workers has changed, which add up gradients in another order, to the share of the largest weight
+  that is said.
 - **pause**: longest time without a step since the fault, in seconds; starting Python, torch and Ray included, and the
   time that the fault itself lasts.
 - **commands**: how often the same command was given.
@@ -86,8 +88,14 @@ def _row(entry: dict[str, Any]) -> str:
         entry["steps_repeated"],
         entry["points_lost"] + (entry["mlflow_lost"] or 0),
         entry["points_doubled"],
-        "yes" if entry["weights_equal"] else "no",
+        _same(entry["apart"], entry["allowed"]),
         f"{entry['pause_s']:.1f}" if entry["pause_s"] else "",
         ", ".join(besides),
     ]
     return f"| {' | '.join(str(cell) for cell in cells)} |\n"
+
+
+def _same(apart: float | None, allowed: float) -> str:
+    if apart is None or apart > allowed:
+        return "no"
+    return f"to {apart:.0e}" if apart else "yes"

@@ -1,0 +1,138 @@
+"""A Ray whose nodes have a network namespace and an address each, so that a link can be cut or slowed."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psutil
+from faults.inject import sleep_until
+from mlflow_server import free_port
+
+SUBNET = "10.213.77"
+BRIDGE = "genray-br"
+RAY = str(Path(sys.executable).with_name("ray"))
+# inside a namespace the host's name is no address: gloo is told which interface to use
+INSIDE = "eth0"
+
+# Ray gives a node up that it has not heard of for a quarter of a minute, and the node then ends itself
+SUPERVISED = ["sh", "-c", 'while :; do "$@"; sleep 1; done', "supervisor"]
+
+
+def ip(*words: str) -> None:
+    """`ip WORDS`.
+
+    Raises:
+        PermissionError: this user may not change the network.
+    """
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PermissionError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+
+class Networked:
+    """A head without cores in this namespace, and nodes of one core, each in one of its own, behind a bridge.
+
+    Raises:
+        PermissionError: this user may not make namespaces.
+    """
+
+    def __init__(self, num_nodes: int) -> None:
+        self._undo = ExitStack()
+        self._started: list[subprocess.Popen[bytes]] = []
+        try:
+            ip("link", "add", BRIDGE, "type", "bridge")
+            self._undo.callback(ip, "link", "delete", BRIDGE)
+            ip("addr", "add", f"{SUBNET}.1/24", "dev", BRIDGE)
+            ip("link", "set", BRIDGE, "up")
+            port = free_port()
+            self.address = f"{SUBNET}.1:{port}"
+            self._ray(
+                "--head", f"--node-ip-address={SUBNET}.1", f"--port={port}", "--num-cpus=0", "--include-dashboard=False"
+            )
+            assert sleep_until(lambda: _answers(f"{SUBNET}.1", port), 120), "Ray's head did not start"
+            for number in range(1, num_nodes + 1):
+                self.add(number)
+        except BaseException:
+            self.close()
+            raise
+
+    def add(self, number: int) -> None:
+        """Node `number`, from 1 on, begins to join."""
+        name, link = f"genray{number}", self.link(number)
+        ip("netns", "add", name)
+        self._undo.callback(ip, "netns", "delete", name)
+        ip("link", "add", link, "type", "veth", "peer", "name", INSIDE, "netns", name)
+        self._undo.callback(ip, "link", "delete", link)
+        ip("link", "set", link, "master", BRIDGE, "up")
+        ip("-n", name, "addr", "add", f"{SUBNET}.{number + 1}/24", "dev", INSIDE)
+        ip("-n", name, "link", "set", INSIDE, "up")
+        ip("-n", name, "link", "set", "lo", "up")
+        self._ray(
+            f"--address={self.address}", f"--node-ip-address={SUBNET}.{number + 1}", "--num-cpus=1", namespace=name
+        )
+
+    def kill_head(self) -> None:
+        """SIGKILL for all processes of the head; it is started again, and remembers nothing."""
+        for process in _family(self._started[0].pid)[1:]:
+            process.kill()
+
+    def link(self, number: int) -> str:
+        """The interface by which node `number` is reached."""
+        return f"genray{number}-up"
+
+    def cut(self, number: int) -> None:
+        """Nothing goes to node `number` or comes from it, and nobody is told."""
+        ip("link", "set", self.link(number), "down")
+
+    @contextmanager
+    def without(self, number: int) -> Iterator[None]:
+        """The link of node `number` is down during the block."""
+        self.cut(number)
+        try:
+            yield
+        finally:
+            ip("link", "set", self.link(number), "up")
+
+    def slow(self, number: int, *, delay_ms: int, kbit: int) -> None:
+        """What goes to node `number` takes its time."""
+        shape = ["netem", "delay", f"{delay_ms}ms", "rate", f"{kbit}kbit"]
+        subprocess.run(["tc", "qdisc", "add", "dev", self.link(number), "root", *shape], check=True)
+
+    def close(self) -> None:
+        for process in self._started:
+            for one in _family(process.pid):
+                one.kill()
+            process.wait()
+        self._undo.close()
+
+    def _ray(self, *options: str, namespace: str | None = None) -> None:
+        inside = ["ip", "netns", "exec", namespace] if namespace else []
+        place = tempfile.mkdtemp(prefix="ray-")  # nodes that start together would take each other's sockets
+        self._undo.callback(shutil.rmtree, place, ignore_errors=True)
+        told = os.environ | {"RAY_AUTH_MODE": "disabled", "RES_OPTIONS": "timeout:1 attempts:1"}  # no name server
+        told |= {"GLOO_SOCKET_IFNAME": INSIDE} if namespace else {}
+        command = [*inside, RAY, "start", "--block", "--disable-usage-stats", f"--temp-dir={place}", *options]
+        self._started.append(
+            subprocess.Popen([*SUPERVISED, *command], env=told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        )
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """A process and all that it has started, as far as they are there."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _answers(host: str, port: int) -> bool:
+    with socket.socket() as asked:
+        asked.settimeout(1)
+        return asked.connect_ex((host, port)) == 0
