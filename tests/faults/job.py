@@ -21,7 +21,7 @@ from genray.tracking import read_journal
 ROOT = Path(__file__).parents[2]
 STEP = re.compile(r"(?:pid=(\d+).*?)?\bstep (\d+)/\d+ ")
 MARK = "GENRAY_FAULTS_JOB"
-NUM_STEPS, CHECKPOINT_EVERY, CORES = 1000, 100, 0.9
+NUM_STEPS, CHECKPOINT_EVERY, CORES, NORM = 1000, 100, 0.9, "batch"
 # a VAE of 8 x 8 digits, scored by its ELBO: a step takes milliseconds, and every step is a log point
 RUN = {
     "model.width": 4,
@@ -58,6 +58,7 @@ class Job:
         address: of the Ray that the job joins.
         uri: of MLflow.
         poison: KIND:RANK:STEP, see `faults.bare`.
+        norm: of the network; batch norm takes its statistics from one rank's share, so it ties a run to its ranks.
         fields: of the config, by dotted name.
     """
 
@@ -70,11 +71,12 @@ class Job:
         address: str | None = None,
         uri: str | None = None,
         poison: str | None = None,
+        norm: str = NORM,
         **fields: Any,
     ) -> None:
-        self.storage, self.ranks, self.name = storage, ranks, "digits"
+        self.storage, self.ranks, self.norm, self.name = storage, ranks, norm, "digits"
         on_ray = ranks if address else 0
-        told = RUN | {"run.name": self.name, "run.storage": storage, "cluster.num-workers": on_ray}
+        told = RUN | {"run.name": self.name, "run.storage": storage, "cluster.num-workers": on_ray, "model.norm": norm}
         told |= {name.replace("__", ".").replace("_", "-"): value for name, value in fields.items()}
         start = ["-m", "faults.bare", str(ranks), poison or "none"] if bare else [str(ROOT / "jobs" / "train.py")]
         self.command = [sys.executable, *start, "digits-vae"]

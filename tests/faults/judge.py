@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 from faults.inject import ray_processes, sleep_until
-from faults.job import CHECKPOINT_EVERY, NUM_STEPS, Job
+from faults.job import CHECKPOINT_EVERY, NORM, NUM_STEPS, Job
 from mlflow import MlflowClient
 from torch import Tensor
 
@@ -76,9 +76,10 @@ def train_points(folder: RunFolder) -> Points:
 
 
 @cache
-def twin(place: Path, ranks: int, poison: str | None = None) -> tuple[Checkpoint, Points]:
+def twin(place: Path, ranks: int, poison: str | None = None, norm: str = NORM) -> tuple[Checkpoint, Points]:
     """The last checkpoint and the journal of the same run, which nothing has happened to."""
-    job = Job(str(place / f"twin-{ranks}-{poison}".replace(":", "-")), ranks, bare=True, poison=poison)
+    name = f"twin-{ranks}-{poison}-{norm}".replace(":", "-")
+    job = Job(str(place / name), ranks, bare=True, poison=poison, norm=norm)
     assert job.start().finish(again=0) == 0, job.tail()
     return load(job.folder, NUM_STEPS), train_points(job.folder)
 

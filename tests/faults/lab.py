@@ -98,7 +98,7 @@ class Lab:
         """What became of a run; it is waited for, and its command given again while it fails."""
         job.finish()
         uri = None if self._server is None or self._server.uri not in job.command else self._server.uri
-        return judge(job, twin(self.place / "twins", job.ranks, poison), uri, but=but, allowed=allowed)
+        return judge(job, twin(self.place / "twins", job.ranks, poison, job.norm), uri, but=but, allowed=allowed)
 
     @contextmanager
     def object_store(self, kib_a_second: float = 0) -> Iterator[tuple[ObjectStore, str]]:

@@ -90,6 +90,12 @@ class Networked:
         """Nothing goes to node `number` or comes from it, and nobody is told."""
         ip("link", "set", self.link(number), "down")
 
+    def lose(self, number: int) -> None:
+        """Node `number` is silent from now on, and then nothing of it is left."""
+        self.cut(number)
+        for process in _family(self._started[number].pid):
+            process.kill()
+
     @contextmanager
     def without(self, number: int) -> Iterator[None]:
         """The link of node `number` is down during the block."""

@@ -76,7 +76,7 @@ def leave_a_half(run: Path) -> None:
 )
 def test_judge_sees_a_loss(lab: Lab, tmp_path: Path, harm: Callable[[Path], None], field: str) -> None:
     undisturbed = twin(lab.place / "twins", 1)
-    shutil.copytree(lab.place / "twins" / "twin-1-None" / "digits", tmp_path / "digits")
+    shutil.copytree(lab.place / "twins" / "twin-1-None-batch" / "digits", tmp_path / "digits")
     job = Job(str(tmp_path), bare=True)
     job.exit_codes = [0]
     assert judge(job, undisturbed).clean
