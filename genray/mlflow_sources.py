@@ -20,7 +20,7 @@ DRAWN = "drawn-{}"
 """Folder of a run with the images of the generator that is so many-th of its sources."""
 
 
-def drawn(config: Config, folder: RunFolder, uri: str) -> Config:
+def drawn(config: Config, uri: str) -> Config:
     """`config` with a data set in place of each source that is a snapshot's folder, NAME@ALIAS or NAME/VERSION.
 
     The data set lies in the run's folder and is drawn once, by `mix.seed`: as many images as the run can take of each
@@ -32,8 +32,13 @@ def drawn(config: Config, folder: RunFolder, uri: str) -> Config:
         ConfigError: it makes no images, or has no classes.
         DataError: its classes or sizes are not those of the real images.
         ResumeError: the run has begun with images of others.
+        StorageError: its folder cannot be written.
     """
     sources = list(config.mix.sources)
+    if not any(map(is_generator, sources)):
+        return config
+    folder = RunFolder.open(config.run.storage, config.run.name)
+    folder.probe()
     begun = folder.pull("config.json")
     before = Config.from_dict(json.loads(begun.read_text())).mix.sources if begun.is_file() else config.mix.sources
     for index, source in enumerate(sources):

@@ -82,13 +82,13 @@ def run(config: Config) -> Report:
         GenrayError: what was wrong; before anything is asked of Ray where that can be known.
     """
     uri = mlflow_tracking.resolve_uri(config.tracking.uri, base_directory())
-    asked, folder = config, RunFolder.open(config.run.storage, config.run.name)
-    folder.probe()
-    config = mlflow_sources.drawn(config, folder, uri)
+    asked, config = config, mlflow_sources.drawn(config, uri)
     images = training_images(config.data, config.mix)
     if images.left_out:
         print(f"mix       left out {images.left_out}", flush=True)  # noqa: T201
     config = replace(config, data=replace(config.data, download=False))  # workers find what the driver has fetched
+    folder = RunFolder.open(config.run.storage, config.run.name)
+    folder.probe()
     _note_splits(folder, config, images)
     _claim(folder, asked)
     _bring_start(folder, config, uri, images)
