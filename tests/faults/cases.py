@@ -118,11 +118,11 @@ def head_dies(lab: Lab) -> Verdict:
         return lab.verdict(job)
 
 
-@fault("a link is slow", "each node in a network namespace; 10 ms and 8 Mbit/s to one of them")
+@fault("a link is slow", "each node in a network namespace; 8 Mbit/s to one of them from then on")
 def link_slow(lab: Lab) -> Verdict:
     with lab.networked(2) as (nodes, job):
         with job.fault_at_step(AT):
-            nodes.slow(1, delay_ms=10, kbit=8000)
+            nodes.slow(1, kbit=8000)
         return lab.verdict(job)
 
 

@@ -105,9 +105,9 @@ class Networked:
         finally:
             ip("link", "set", self.link(number), "up")
 
-    def slow(self, number: int, *, delay_ms: int, kbit: int) -> None:
-        """What goes to node `number` takes its time."""
-        shape = ["netem", "delay", f"{delay_ms}ms", "rate", f"{kbit}kbit"]
+    def slow(self, number: int, kbit: int) -> None:
+        """So much a second goes to node `number`, and no more."""
+        shape = ["tbf", "rate", f"{kbit}kbit", "burst", "32kbit", "latency", "400ms"]
         subprocess.run(["tc", "qdisc", "add", "dev", self.link(number), "root", *shape], check=True)
 
     def close(self) -> None:
