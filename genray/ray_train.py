@@ -6,9 +6,13 @@ group finds the newest whole checkpoint in the run's storage, so nothing hangs o
 
 import os
 import re
+import signal
 import socket
+import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -70,7 +74,8 @@ def connect(num_cpus: float, *, log_to_driver: bool = True) -> bool:
             "cluster.cpus_per_worker, or set RAY_ADDRESS"
         )
     try:  # "local": not one that happens to run here
-        ray.init("local", num_cpus=cores, dashboard_host=LOOPBACK, log_to_driver=log_to_driver)
+        with _same_sigterm():
+            ray.init("local", num_cpus=cores, dashboard_host=LOOPBACK, log_to_driver=log_to_driver)
     except Exception as error:  # of any class: a node that is not up in 30 seconds is an Exception
         ray.shutdown()
         cause = (str(error).strip() or repr(error)).splitlines()[0]
@@ -82,6 +87,15 @@ def connect(num_cpus: float, *, log_to_driver: bool = True) -> bool:
     if token.is_file() and token.stat().st_uid == os.getuid():
         token.chmod(0o600)  # Ray has just made it, readable by everybody
     return True
+
+
+@contextmanager
+def _same_sigterm() -> Iterator[None]:
+    """Has SIGTERM mean after the block what it meant before; Ray would have it end the process at once."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def join(address: str, *, log_to_driver: bool = True) -> None:
@@ -96,7 +110,8 @@ def join(address: str, *, log_to_driver: bool = True) -> None:
             with socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=CONNECT_TIMEOUT_S):
                 pass
             _check_token(address, f"{found[1]}:{found[2]}")
-        ray.init(address, log_to_driver=log_to_driver)
+        with _same_sigterm():
+            ray.init(address, log_to_driver=log_to_driver)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         cause = (str(error).strip() or repr(error)).splitlines()[0]
         raise ClusterError(

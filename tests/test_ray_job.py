@@ -272,8 +272,10 @@ def test_failed_job_exits_non_zero_with_the_cause_as_its_last_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_job_that_gets_sigterm_closes_its_mlflow_run_as_killed(tmp_path):
-    job = subprocess.Popen(train_command(tmp_path, "--train.num-steps", "100000"), stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_job_that_gets_sigterm_closes_its_mlflow_run_as_killed(tmp_path, workers):
+    command = train_command(tmp_path, "--train.num-steps", "100000", "--cluster.num-workers", workers)
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     journal = tmp_path / "digits-vae" / "journal" / "train.jsonl"
     while not read_journal(journal)[0]:
         assert job.poll() is None, job.stderr.read()
