@@ -74,7 +74,7 @@ def connect(num_cpus: float, *, log_to_driver: bool = True) -> bool:
             "cluster.cpus_per_worker, or set RAY_ADDRESS"
         )
     try:  # "local": not one that happens to run here
-        with _same_sigterm():
+        with _same_signals():
             ray.init("local", num_cpus=cores, dashboard_host=LOOPBACK, log_to_driver=log_to_driver)
     except Exception as error:  # of any class: a node that is not up in 30 seconds is an Exception
         ray.shutdown()
@@ -90,12 +90,15 @@ def connect(num_cpus: float, *, log_to_driver: bool = True) -> bool:
 
 
 @contextmanager
-def _same_sigterm() -> Iterator[None]:
-    """Has SIGTERM mean after the block what it meant before; Ray would have it end the process at once."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+def _same_signals() -> Iterator[None]:
+    """Has SIGTERM and SIGINT mean after the block what they meant before; Ray has them end the process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def join(address: str, *, log_to_driver: bool = True) -> None:
@@ -110,7 +113,7 @@ def join(address: str, *, log_to_driver: bool = True) -> None:
             with socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=CONNECT_TIMEOUT_S):
                 pass
             _check_token(address, f"{found[1]}:{found[2]}")
-        with _same_sigterm():
+        with _same_signals():
             ray.init(address, log_to_driver=log_to_driver)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         cause = (str(error).strip() or repr(error)).splitlines()[0]
@@ -164,6 +167,7 @@ def fit(config: Config, storage: str) -> Outcome:
     Raises:
         DivergenceError, ResumeError: as the trainer raised them.
         ClusterError: workers died more often than `cluster.max_failures`; says of what.
+        KeyboardInterrupt: Ctrl-C.
     """
     cluster = config.cluster
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_INTERVAL_S))
@@ -192,7 +196,10 @@ def fit(config: Config, storage: str) -> Outcome:
         ),
     )
     try:
-        result = trainer.fit()
+        with _same_signals():
+            result = trainer.fit()
+    except SystemExit:  # what Ray makes of Ctrl-C, with exit code 0
+        raise KeyboardInterrupt from None
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
     finally:
