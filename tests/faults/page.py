@@ -45,10 +45,11 @@ the last column says so.
 SOAK = """
 ## A hundred faults, one after another
 
-`make soak` draws them by a seed, among them every way above to kill a part of a run, a stopped worker, a full disk, a
-folder that cannot be written and damaged checkpoints: {num_run} over one run of two workers, and {num_study} over a
-study of trials of two workers each, two at a time. One in five comes within 20 s of the one before it, while the job
-still recovers from that. [The log](logs/soak.json) has each, with the longest time without a step until the next.
+`make soak` draws them by a seed: kills of commands, ranks, raylets and the MLflow server, SIGTERM, a stopped process, a
+full disk, a folder that cannot be written and damaged checkpoints. {num_run} come over one run, and {num_study} over a
+study on two nodes, whose trials have two ranks each and run two at a time. One in five comes within 20 s of the one
+before it, perhaps while the job still recovers from that. [The log](logs/soak.json) has each, with the longest time
+without a step until the next.
 
 | | seed | commit | faults | commands | minutes | lost | twice | same weights | median, longest pause |
 | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | --- | --- |

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 from faults import inject
 from faults.job import CHECKPOINT_EVERY, ROOT, Job
 from faults.judge import distance, judge, load_or_none, not_whole, outlived, stored_in_mlflow, train_points, twin
@@ -26,7 +27,7 @@ from faults.page import SOAK_LOG, write_page
 
 from genray.study import Study
 
-NUM_FAULTS = {"run": 65, "study": 35}
+NUM_FAULTS = {"run": 72, "study": 28}
 STEPS_BETWEEN = 40, 240
 """Least and most steps between one fault and the next."""
 AT_ONCE = 0.2
@@ -60,7 +61,7 @@ def schedule(seed: int, kinds: list[str], num: int) -> list[Due]:
 
 
 class Searching(Job):
-    """A study under watch: sixteen trials of two workers each, two at once."""
+    """A study under watch, of trials of two ranks each, two at once."""
 
     script = "search.py"
     name = "study"
@@ -80,10 +81,10 @@ class Searching(Job):
 
 
 class Running(Job):
-    """A run under watch, of two workers."""
+    """A run under watch, of one process: with a Ray around it, it would start again in a minute, not in seconds."""
 
-    def __init__(self, storage: str, num_steps: int, **more: Any) -> None:
-        super().__init__(storage, 2, train__num_steps=num_steps, cluster__max_failures=NO_LIMIT, **more)
+    def __init__(self, storage: str, num_steps: int, *, uri: str, address: str | None = None) -> None:
+        super().__init__(storage, uri=uri, train__num_steps=num_steps)
 
     def step(self) -> int:
         """The newest step that is written down."""
@@ -108,34 +109,34 @@ class Soak:
         self.lab, self.job, self.disk = lab, job, disk
         self.server_back = threading.Thread()
         self.quiet_s, self.seen, self.seen_at = 0.0, 0, time.monotonic()
-        self.workers = ["ray::Trial", "ray::Rank"]
-        if isinstance(job, Running):
-            self.workers = ["RayTrainWorker"]
 
     def kinds(self) -> dict[str, Callable[[float], None]]:
         """Faults by name; each has the seconds that it lasts."""
         both: dict[str, Callable[[float], None]] = {
-            "SIGKILL of a worker": lambda _: self._kill(1),
-            "SIGKILL of all workers": lambda _: self._kill(NO_LIMIT),
             "SIGKILL of the command": lambda _: self._kill_command(),
             "SIGTERM for the command": lambda _: self.job.process.terminate(),
-            "SIGKILL of a raylet": lambda _: self.lab.replace_node(),
             "SIGKILL of the MLflow server": self._kill_server,
-            "a worker stopped": self._stop,
+            "a process stopped": self._stop,
             "the disk full": self._fill,
         }
         if isinstance(self.job, Searching):
-            return both
+            return both | {
+                "SIGKILL of a rank": lambda _: self._kill(1),
+                "SIGKILL of all ranks": lambda _: self._kill(NO_LIMIT),
+                "SIGKILL of a raylet": lambda _: self.lab.replace_node(),
+            }
         return both | {
-            "SIGKILL of Ray's train controller": lambda _: kill("TrainController"),
             "the checkpoints' folder read-only": self._read_only,
             "SIGKILL of the command, the newest checkpoint cut short": lambda _: self._damage("truncated"),
             "SIGKILL of the command, a bit of the newest checkpoint flipped": lambda _: self._damage("flipped"),
             "SIGKILL of the command, the newest checkpoint half deleted": lambda _: self._damage("halved"),
         }
 
-    def _processes(self) -> list[Any]:
-        return [p for title in self.workers for p in inject.ray_processes(title)]
+    def _processes(self) -> list[psutil.Process]:
+        """Those that train."""
+        if isinstance(self.job, Searching):
+            return [p for title in ("ray::Trial", "ray::Rank") for p in inject.ray_processes(title)]
+        return [psutil.Process(self.job.process.pid)] if self.job.process.poll() is None else []
 
     def _kill(self, most: int) -> None:
         for process in self._processes()[:most]:
@@ -168,7 +169,6 @@ class Soak:
 
     def _damage(self, how: str) -> None:
         self._kill_command()
-        assert inject.sleep_until(lambda: not self._processes(), 60), "workers outlive their driver"
         inject.DAMAGES[how](inject.newest_checkpoint(self.job.folder.local))
 
     def keep_going(self) -> None:
@@ -217,15 +217,10 @@ class Soak:
             self.until(lambda: time.monotonic() >= then)
 
 
-def kill(title: str) -> None:
-    for process in inject.ray_processes(title):
-        process.kill()
-
-
 @contextmanager
 def soaked(lab: Lab, make: Callable[..., Job], num_steps: int) -> Iterator[Soak]:
     """A job that has begun, in a small file system of its own."""
-    server, address = lab.server, lab.raylets.address
+    server, address = lab.server, lab.raylets.address if make is not Running else None
     with inject.small_disk(lab.folder(), kib=256 * 1024) as disk:
         job = make(str(disk), num_steps, address=address, uri=server.uri)
         try:
@@ -237,7 +232,7 @@ def soaked(lab: Lab, make: Callable[..., Job], num_steps: int) -> Iterator[Soak]
 
 def soak_run(lab: Lab, seed: int, num: int) -> dict[str, Any]:
     num_steps = length(seed, num)
-    undisturbed = twin(lab.place / "twins", 2, num_steps=num_steps)
+    undisturbed = twin(lab.place / "twins", 1, num_steps=num_steps)
     with soaked(lab, Running, num_steps) as soak:
         faults = injected("run", soak, schedule(seed, list(soak.kinds()), num))
         soak.job.finish(again=20)
@@ -271,7 +266,7 @@ def injected(what: str, soak: Soak, faults: list[Due]) -> list[dict[str, Any]]:
     return found
 
 
-def soak_study(lab: Lab, seed: int, num: int, num_trials: int = 16) -> dict[str, Any]:
+def soak_study(lab: Lab, seed: int, num: int, num_trials: int = 12) -> dict[str, Any]:
     def make(storage: str, num_steps: int, **more: Any) -> Job:
         return Searching(storage, num_steps, num_trials, **more)
 
