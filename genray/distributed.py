@@ -1,9 +1,11 @@
 """The only place that knows torch.distributed. One process is a world of one: every call an identity."""
 
 import os
+import socket
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -29,6 +31,30 @@ def current(use_gpu: bool) -> World:
     if not dist.is_initialized():
         return World(0, 1, device)
     return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def join(host: str, port: int, rank: int, size: int, backend: str, timeout: timedelta) -> None:
+    """Makes this process one of `size` ranks, which meet at rank 0.
+
+    That listens at `host` alone. Torch by itself would listen on every address of the machine, and it asks nobody who
+    they are.
+
+    Args:
+        host: address of the machine of rank 0, by which the others reach it.
+        port: a free one.
+        rank: of this process.
+        size: ranks in all.
+        backend: gloo or nccl.
+        timeout: of every collective, and of the meeting.
+    """
+    listener = None
+    if rank == 0:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=1024).detach()
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        host, port, size, is_master=rank == 0, timeout=timeout, wait_for_workers=False, master_listen_fd=listener
+    )
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
 def wrap(module: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ import ray
 import ray.train
 import torch
 from ray._private.grpc_utils import init_grpc_channel
+from ray.train._internal.utils import get_address_and_port
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 
 from genray import distributed
 from genray.config import Config
@@ -34,7 +37,7 @@ from genray.preemption import Request
 from genray.storage import RunFolder
 from genray.trainer import Outcome, train
 
-COLLECTIVE_TIMEOUT_S = 600
+COLLECTIVE_TIMEOUT = timedelta(seconds=600)
 CONNECT_TIMEOUT_S = 5
 POLL_INTERVAL_S = 0.5
 ASK_RAY_EVERY_S = 3.0
@@ -181,7 +184,7 @@ def fit(config: Config, storage: str) -> Outcome:
     trainer = TorchTrainer(
         work,
         train_loop_config={"config": config.to_dict(), "storage": storage, "token": token},
-        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+        torch_config=Meeting(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=cluster.num_workers if len(cluster.sizes) == 1 else (cluster.sizes[0], cluster.sizes[-1]),
             elastic_resize_monitor_interval_s=LOOK_FOR_NODES_EVERY_S,
@@ -208,6 +211,29 @@ def fit(config: Config, storage: str) -> Outcome:
     if returned.get("error") in FINAL:
         raise FINAL[returned["error"]](returned["message"])
     return Outcome(**returned)
+
+
+class Meeting(TorchConfig):  # type: ignore[misc]
+    """Ranks that meet as `distributed.join` has them."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """What Ray calls for each group of workers."""
+        return _Meeting
+
+
+class _Meeting(_TorchBackend):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        host, port = worker_group.execute_single(0, get_address_and_port)
+        worker_group.execute(_set_torch_distributed_env_vars)
+        size = len(worker_group)
+        backend = "nccl" if worker_group.get_resources_per_worker().get("GPU") else "gloo"
+        told = (host, port), size, backend
+        ray.get([worker_group.execute_single_async(rank, _join, rank, *told) for rank in range(size)])
+
+
+def _join(rank: int, meeting: tuple[str, int], size: int, backend: str) -> None:
+    distributed.join(*meeting, rank, size, backend, COLLECTIVE_TIMEOUT)
 
 
 def worker_environment() -> dict[str, str]:

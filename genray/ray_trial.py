@@ -31,7 +31,7 @@ from genray.checkpoint import (
 from genray.config import Config, Data
 from genray.data.images import ImageSet
 from genray.data.mix import Mix, training_images
-from genray.distributed import World
+from genray.distributed import World, join
 from genray.errors import ClusterError, ConfigError, GenrayError
 from genray.evaluation.protocol import Score
 from genray.evaluation.scoring import logged, read_scores
@@ -69,9 +69,7 @@ class Rank:
         isolate(made.cluster.cpus_per_worker)
         device = torch.device("cuda", 0) if made.cluster.use_gpu else torch.device("cpu")
         if size > 1:
-            where = f"tcp://{meeting[0]}:{meeting[1]}"
-            backend = "nccl" if made.cluster.use_gpu else "gloo"
-            dist.init_process_group(backend, where, COLLECTIVE_TIMEOUT, world_size=size, rank=rank)
+            join(*meeting, rank, size, "nccl" if made.cluster.use_gpu else "gloo", COLLECTIVE_TIMEOUT)
         folder = RunFolder.open(made.run.storage, made.run.name)
         tracker: Tracker = JsonlTracker(folder.pull_journal("train"), "train") if rank == 0 else NullTracker()
         world = World(rank, size, device)

@@ -58,8 +58,12 @@ def main() -> int:
 
 
 @contextmanager
-def local_ray() -> Iterator[dict[str, str]]:
-    """A Ray head with its job server, on loopback and behind a token; the environment to submit jobs in."""
+def local_ray(*, joinable: bool = False) -> Iterator[dict[str, str]]:
+    """A Ray head with its job server, on loopback and behind a token; the environment to submit jobs in.
+
+    Args:
+        joinable: other nodes may join: all but the job server listens for them.
+    """
     port, dashboard = free_port(), free_port()
     # not in $TMPDIR: Ray's sockets live below, and the path of a socket has 107 characters at most
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH.name, dir=SCRATCH.parent))
@@ -69,6 +73,8 @@ def local_ray() -> Iterator[dict[str, str]]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # 0: Ray listens on 127.0.0.1, which it otherwise takes for the address by which others reach this machine
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": str(int(joinable)),
     }
     environment.pop("RAY_ADDRESS", None)
     command = [str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address", "127.0.0.1"]

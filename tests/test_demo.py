@@ -22,42 +22,66 @@ pytestmark = [pytest.mark.ray, pytest.mark.mlflow, pytest.mark.slow]
 SCRATCH = "/tmp/genray-demo-"
 
 
-@pytest.fixture
-def remains():
-    """What this demo has left by now: its processes, and its folders in /tmp."""
-    others = set(Path("/tmp").glob("genray-demo-*"))
+def folders():
+    return set(Path("/tmp").glob("genray-demo-*"))
 
-    def look() -> list[str]:
-        own = [str(path) for path in Path("/tmp").glob("genray-demo-*") if path not in others]
-        lines = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
-        theirs = tuple(str(path) for path in others) or ("\0",)
-        return own + [line[:200] for line in lines if SCRATCH in line and not any(t in line for t in theirs)]
 
-    return look
+def remains(others):
+    """What a demo has left by now, its processes and its folders in /tmp, where `others` were there before it."""
+    own = [str(path) for path in folders() - others]
+    lines = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
+    theirs = tuple(str(path) for path in others) or ("\0",)
+    return own + [line[:200] for line in lines if SCRATCH in line and not any(t in line for t in theirs)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Exit code and output of the demo, the addresses that its processes have listened on, and what it has left."""
+    others = folders()
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "RAY_ADDRESS")}
+    said, heard = tmp_path_factory.mktemp("demo") / "said", set()
+    with said.open("w") as file:
+        demo = psutil.Popen(DEMO, env=environment, stdout=file, stderr=file)
+        while demo.poll() is None:
+            heard |= {address for process in (demo, *demo.children(recursive=True)) for address in listening(process)}
+            time.sleep(1)
+    return demo.returncode, said.read_text(), heard, remains(others)
+
+
+def listening(process):
+    try:
+        return {c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+    except psutil.Error:
+        return set()
 
 
 @pytest.mark.timeout(600)
-def test_demo_ends_with_a_grid_drawn_from_the_champion(remains):
-    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "RAY_ADDRESS")}
-    done = subprocess.run(DEMO, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    grid = Path(re.search(r"^samples +(\S+)$", done.stdout, flags=re.MULTILINE)[1])
+def test_demo_ends_with_a_grid_drawn_from_the_champion(finished):
+    code, said, _, left = finished
+    assert code == 0, said[-6000:]
+    grid = Path(re.search(r"^samples +(\S+)$", said, flags=re.MULTILINE)[1])
     pixels = Image.open(grid)
     assert pixels.size[0] > 300 and len(set(pixels.convert("L").tobytes())) > 50
     uri = f"sqlite:///{grid.parent / 'mlflow.db'}"
     assert mlflow_registry.resolve(uri, "digits-generator@champion").number == 1
     assert mlflow_registry.resolve(uri, "digits-classifier@champion").number == 1
-    assert remains() == []
+    assert left == []
+
+
+@pytest.mark.timeout(600)
+def test_demo_listens_to_nobody_beyond_this_machine(finished):
+    assert finished[2] <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"} and "127.0.0.1" in finished[2]
 
 
 @pytest.mark.timeout(300)
-def test_interrupted_demo_leaves_nothing_running_behind(remains):
+def test_interrupted_demo_leaves_nothing_running_behind():
+    others = folders()
     demo = subprocess.Popen(DEMO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while b"Tailing logs" not in (line := demo.stdout.readline()):
         assert line, "the demo ended before its first job"
-    assert remains()
+    assert remains(others)
     time.sleep(3)
     demo.send_signal(signal.SIGINT)
     demo.communicate(timeout=120)
     assert demo.returncode == 130
-    assert remains() == []
+    assert remains(others) == []

@@ -91,7 +91,7 @@ def test_job_runs_on_two_nodes_that_speak_tls_behind_a_token(folder, tmp_path, m
         monkeypatch.setenv(name, value)
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "job.py").write_text(JOB)
-    with demo.local_ray() as environment:
+    with demo.local_ray(joinable=True) as environment:
         words = [word for p in psutil.Process().children(recursive=True) for word in p.cmdline()]
         gcs = (
             f"{get_node_ip_address()}:{next(w for w in words if w.startswith('--gcs_server_port=')).partition('=')[2]}"
