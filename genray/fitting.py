@@ -76,7 +76,8 @@ def fit(
     """
     made = snapshot.load(directory)
     if not isinstance(made.module, VAE):
-        raise ConfigError(f"snapshot of {made.task!r} is a {made.product}, which has no latents to fit; use a VAE's")
+        use = "train a code-transformer on it" if made.product == "tokenizer" else "use a VAE's"
+        raise ConfigError(f"snapshot of {made.task!r} is a {made.product}, which has no latents to fit; {use}")
     if made.data_digest != images.digest:
         raise ConfigError(
             f"the images are not those that {directory} was trained on: their digest is {images.digest[:12]}…, "

@@ -47,6 +47,11 @@ _FSQ: Space = {
     "objective.sigma": Domain("log", (0.03, 0.3)),
     "model.width": Domain("choice", (32, 64, 128)),
 }
+_CODES: Space = {
+    "optim.lr": Domain("log", (3e-4, 1e-2)),
+    "optim.weight_decay": Domain("log", (1e-3, 0.3)),
+    "objective.corruption": Domain("uniform", (0.0, 0.4)),
+}
 _CLASSIFIER: Space = {
     "optim.lr": Domain("log", (1e-4, 1e-2)),
     "optim.weight_decay": Domain("log", (1e-3, 0.3)),
@@ -72,6 +77,8 @@ SPACES: dict[str, Space] = {
     "mnist-tokenizer": _VQ,
     "cifar10-tokenizer": _FSQ,
     "mnist-adversarial-tokenizer": _ADVERSARIAL,
+    "digits-code-transformer": _CODES,
+    "mnist-code-transformer": _CODES,
     "mnist-classifier": _CLASSIFIER,
     "digits-dcgan-classifier": _CLASSIFIER,
     "digits-vae-classifier": _CLASSIFIER,
