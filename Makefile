@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready-$(shell cat requirements.txt pyproject.toml | cksum | cut -d' ' -f1)
 
-# make faults: every fault of tests/faults, injected for real; writes docs/faults.md.
+# make faults: every fault of tests/faults, injected for real; writes docs/faults.md. make soak: 100 of them at random.
 # make services: MLflow with sign-in over PostgreSQL and S3, on this machine until Ctrl-C; docs/services.md.
-.PHONY: demo test faults services fuzz check install lock clean
+.PHONY: demo test faults soak services fuzz check install lock clean
 
 demo: $(READY)
 	$(VENV)/bin/python jobs/demo.py
@@ -19,6 +19,9 @@ test: $(READY)
 
 faults: $(READY)
 	OMP_NUM_THREADS=1 RAY_AUTH_MODE=disabled PYTHONPATH=tests $(VENV)/bin/python -m faults $(ONLY)
+
+soak: $(READY)
+	OMP_NUM_THREADS=1 RAY_AUTH_MODE=disabled PYTHONPATH=tests $(VENV)/bin/python -m faults.soak $(or $(SEED),0)
 
 # atheris, libFuzzer for Python, is for Linux only and so no requirement; what it finds is kept beside as crash-…
 fuzz: $(READY)

@@ -6,9 +6,13 @@ group finds the newest whole checkpoint in the run's storage, so nothing hangs o
 
 import os
 import re
+import signal
 import socket
+import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -70,7 +74,8 @@ def connect(num_cpus: float, *, log_to_driver: bool = True) -> bool:
             "cluster.cpus_per_worker, or set RAY_ADDRESS"
         )
     try:  # "local": not one that happens to run here
-        ray.init("local", num_cpus=cores, dashboard_host=LOOPBACK, log_to_driver=log_to_driver)
+        with _same_signals():
+            ray.init("local", num_cpus=cores, dashboard_host=LOOPBACK, log_to_driver=log_to_driver)
     except Exception as error:  # of any class: a node that is not up in 30 seconds is an Exception
         ray.shutdown()
         cause = (str(error).strip() or repr(error)).splitlines()[0]
@@ -82,6 +87,18 @@ def connect(num_cpus: float, *, log_to_driver: bool = True) -> bool:
     if token.is_file() and token.stat().st_uid == os.getuid():
         token.chmod(0o600)  # Ray has just made it, readable by everybody
     return True
+
+
+@contextmanager
+def _same_signals() -> Iterator[None]:
+    """Has SIGTERM and SIGINT mean after the block what they meant before; Ray has them end the process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def join(address: str, *, log_to_driver: bool = True) -> None:
@@ -96,7 +113,8 @@ def join(address: str, *, log_to_driver: bool = True) -> None:
             with socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=CONNECT_TIMEOUT_S):
                 pass
             _check_token(address, f"{found[1]}:{found[2]}")
-        ray.init(address, log_to_driver=log_to_driver)
+        with _same_signals():
+            ray.init(address, log_to_driver=log_to_driver)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         cause = (str(error).strip() or repr(error)).splitlines()[0]
         raise ClusterError(
@@ -149,6 +167,7 @@ def fit(config: Config, storage: str) -> Outcome:
     Raises:
         DivergenceError, ResumeError: as the trainer raised them.
         ClusterError: workers died more often than `cluster.max_failures`; says of what.
+        KeyboardInterrupt: Ctrl-C.
     """
     cluster = config.cluster
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_INTERVAL_S))
@@ -177,7 +196,10 @@ def fit(config: Config, storage: str) -> Outcome:
         ),
     )
     try:
-        result = trainer.fit()
+        with _same_signals():
+            result = trainer.fit()
+    except SystemExit:  # what Ray makes of Ctrl-C, with exit code 0
+        raise KeyboardInterrupt from None
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
     finally:

@@ -129,6 +129,7 @@ def _stop(head: "subprocess.Popen[bytes]", scratch: Path) -> None:
         head.wait(20)
     except subprocess.TimeoutExpired:
         os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if str(scratch).encode() in entry.read_bytes():

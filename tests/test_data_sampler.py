@@ -1,7 +1,13 @@
 """The order of the images, and what arrives on the device."""
 
+import ctypes
+import mmap
+import os
+import time
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -167,3 +173,36 @@ def test_loader_reads_images_of_any_memory_layout(colours: ImageSet) -> None:
         num_skipped=0,
     )
     assert torch.equal(loader(other).batch(3)[0], loader(colours).batch(3)[0])
+
+
+def in_memory(file: Path, rows: list[int]) -> list[bool]:
+    """Whether the system has the page of each row of one page."""
+    seen = (ctypes.c_ubyte * (file.stat().st_size // mmap.PAGESIZE))()
+    mapped = np.memmap(file, np.uint8, mode="r")
+    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(mapped.ctypes.data), ctypes.c_size_t(len(mapped)), seen) == 0
+    return [bool(seen[row] & 1) for row in rows]
+
+
+def test_images_of_the_next_step_are_in_memory_before_it_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a set that takes much memory, in a file that the system has forgotten."""
+    file, side = tmp_path / "pixels", round(mmap.PAGESIZE**0.5)
+    file.write_bytes(os.urandom(4000 * mmap.PAGESIZE))
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if any(in_memory(file, list(range(4000)))):
+        pytest.skip("temporary files are in memory here")
+    monkeypatch.setattr("genray.data.sampler.ASK_AHEAD_FROM", file.stat().st_size)
+    pixels = torch.from_numpy(np.memmap(file, np.uint8, mode="c", shape=(4000, side, side, 1))).permute(0, 3, 1, 2)
+    labels = torch.zeros(4000, dtype=torch.int64)
+    images = ImageSet(images=pixels, labels=labels, classes=("a",), name="x", split="train", digest="", num_skipped=0)
+    order = Sampler(4000, 12, seed=3)
+    loader(images).batch(0)
+    wanted = order.indices(1).tolist()
+    deadline = time.monotonic() + 10
+    while not all(in_memory(file, wanted)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert all(in_memory(file, wanted))
+    assert sum(in_memory(file, order.indices(2).tolist())) <= 1 and sum(in_memory(file, list(range(4000)))) < 100

@@ -138,10 +138,10 @@ def test_unknown_model_alias_and_version_are_named_with_what_there_is(tmp_path: 
     assert message(f"{TASK}/7") == f"unknown version of '{TASK}' '7'; choose from 1"
 
 
-def test_model_that_genray_did_not_register_is_refused(uri: str, tmp_path: Path) -> None:
+def test_model_that_genray_did_not_register_is_refused(uri: str) -> None:
     client = MlflowClient(uri)
     client.create_registered_model("foreign")
-    client.create_model_version("foreign", str(tmp_path))
+    client.create_model_version("foreign", "s3://elsewhere/model")
     with pytest.raises(RegistryError, match="foreign/1 was not registered by genray"):
         resolve(uri, "foreign/1")
 

@@ -272,13 +272,15 @@ def test_failed_job_exits_non_zero_with_the_cause_as_its_last_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_job_that_gets_sigterm_closes_its_mlflow_run_as_killed(tmp_path):
-    job = subprocess.Popen(train_command(tmp_path, "--train.num-steps", "100000"), stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize(("workers", "number"), [("0", signal.SIGTERM), ("1", signal.SIGTERM), ("1", signal.SIGINT)])
+def test_job_that_is_told_to_end_closes_its_mlflow_run_as_killed(tmp_path, workers, number):
+    command = train_command(tmp_path, "--train.num-steps", "100000", "--cluster.num-workers", workers)
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     journal = tmp_path / "digits-vae" / "journal" / "train.jsonl"
     while not read_journal(journal)[0]:
         assert job.poll() is None, job.stderr.read()
         time.sleep(0.1)
-    os.kill(job.pid, signal.SIGTERM)
+    os.kill(job.pid, number)
     _, err = job.communicate(timeout=60)
     assert job.returncode == 130
     assert err.splitlines()[-1] == "interrupted; the same command goes on from the last checkpoint"

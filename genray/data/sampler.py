@@ -1,11 +1,18 @@
 """Which images a step takes, and those images on the device, in [-1, 1]."""
 
+import ctypes
+import mmap
+
 import torch
 from torch import Tensor
 
 from genray import streams
 from genray.data.images import ImageSet
 from genray.errors import DataError
+
+_LIBC = ctypes.CDLL(None)
+ASK_AHEAD_FROM = 1 << 28
+"""Bytes of a set that may not stay in memory: the system is told which pages of its file the next step reads."""
 
 
 class Sampler:
@@ -50,7 +57,8 @@ class Loader:
     """One rank's share of every batch, on `device`.
 
     A set that takes less than a quarter of the GPU's free memory is copied there once, as uint8; a
-    larger one stays where it is, and the share of each step is gathered on the host and sent.
+    larger one stays where it is, and the share of each step is gathered on the host and sent. A set larger than
+    memory stays in its file, of which the system keeps what fits; the images of a step are asked for a step ahead.
     """
 
     def __init__(
@@ -75,6 +83,9 @@ class Loader:
         pixels = image_set.images.permute(0, 2, 3, 1).contiguous()  # (N, H, W, C), as load_images has it
         self._pixels = pixels.to(device) if _fits(pixels, device) else pixels
         self._labels = image_set.labels.to(device)
+        self._ahead = self._pixels.device.type == "cpu" and pixels.nbytes >= ASK_AHEAD_FROM
+        if self._ahead:
+            _advise(self._pixels, mmap.MADV_RANDOM)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) float32 in [-1, 1] and labels (B,) of this rank at `step`.
@@ -88,6 +99,9 @@ class Loader:
             pixels = _send(_gather(self._pixels, share, pinned=self._device.type == "cuda"), self._device)
         else:
             pixels = self._pixels.index_select(0, here)
+        if self._ahead:
+            for row in self._sampler.indices(step + 1)[self._start : self._stop].tolist():
+                _advise(self._pixels[row], mmap.MADV_WILLNEED)
         if self._flip:
             pixels = _mirror(pixels, self._draws(step).uniform("flip") < 0.5)
         if self._crop_padding:
@@ -103,6 +117,14 @@ class Loader:
             stop=self._stop,
             device=self._device,
         )
+
+
+def _advise(pixels: Tensor, advice: int) -> None:
+    """Tells the system how the pages of `pixels` will be read; it need not listen."""
+    page = mmap.PAGESIZE
+    start = pixels.data_ptr() // page * page
+    length = pixels.data_ptr() + pixels.nbytes - start
+    _LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)
 
 
 def normalise(pixels: Tensor, *, channels_last: bool) -> Tensor:

@@ -1,5 +1,6 @@
 """What can be done to a run, its files and its services: for real, and nothing beside them."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -67,11 +68,17 @@ def small_disk(place: Path, kib: int) -> Iterator[Path]:
 
 def fill(disk: Path, leave_kib: int) -> Path:
     """A file that takes all of a disk but `leave_kib` KiB."""
-    state = os.statvfs(disk)
     ballast = disk / "ballast"
     with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, state.f_bavail * state.f_frsize - leave_kib * 1024)
-    return ballast
+        while True:
+            state = os.statvfs(disk)
+            try:
+                os.posix_fallocate(file.fileno(), 0, state.f_bavail * state.f_frsize - leave_kib * 1024)
+            except OSError as error:  # somebody else has just taken some of it
+                if error.errno != errno.ENOSPC:
+                    raise
+                continue
+            return ballast
 
 
 @contextmanager

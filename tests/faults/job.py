@@ -62,6 +62,8 @@ class Job:
         fields: of the config, by dotted name.
     """
 
+    script = "train.py"
+
     def __init__(
         self,
         storage: str,
@@ -78,7 +80,8 @@ class Job:
         on_ray = ranks if address else 0
         told = RUN | {"run.name": self.name, "run.storage": storage, "cluster.num-workers": on_ray, "model.norm": norm}
         told |= {name.replace("__", ".").replace("_", "-"): value for name, value in fields.items()}
-        start = ["-m", "faults.bare", str(ranks), poison or "none"] if bare else [str(ROOT / "jobs" / "train.py")]
+        self.num_steps = int(told["train.num-steps"])
+        start = ["-m", "faults.bare", str(ranks), poison or "none"] if bare else [str(ROOT / "jobs" / self.script)]
         self.command = [sys.executable, *start, "digits-vae"]
         for name, value in told.items():
             self.command += [f"--{name}", str(value)]
@@ -141,7 +144,7 @@ class Job:
             assert self.process.poll() is None, f"the run ended before step {step}:\n{self.tail()}"
             assert time.monotonic() < deadline, f"step {step} was not reached in {timeout} s:\n{self.tail()}"
             time.sleep(0.02)
-        assert self.step() < NUM_STEPS, f"the run was over before the fault of step {step}"
+        assert self.step() < self.num_steps, f"the run was over before the fault of step {step}"
 
     @contextmanager
     def fault_at_step(self, step: int) -> Iterator[None]:

@@ -76,12 +76,14 @@ def train_points(folder: RunFolder) -> Points:
 
 
 @cache
-def twin(place: Path, ranks: int, poison: str | None = None, norm: str = NORM) -> tuple[Checkpoint, Points]:
+def twin(
+    place: Path, ranks: int, poison: str | None = None, norm: str = NORM, num_steps: int = NUM_STEPS
+) -> tuple[Checkpoint, Points]:
     """The last checkpoint and the journal of the same run, which nothing has happened to."""
     name = f"twin-{ranks}-{poison}-{norm}".replace(":", "-")
-    job = Job(str(place / name), ranks, bare=True, poison=poison, norm=norm)
+    job = Job(str(place / name), ranks, bare=True, poison=poison, norm=norm, train__num_steps=num_steps)
     assert job.start().finish(again=0) == 0, job.tail()
-    return load(job.folder, NUM_STEPS), train_points(job.folder)
+    return load(job.folder, num_steps), train_points(job.folder)
 
 
 def judge(
@@ -108,7 +110,7 @@ def judge(
         points_lost=sum(n for (step, *_), n in lost.items() if step != but),
         points_doubled=doubled + twice,
         mlflow_lost=missing,
-        apart=distance(folder, wanted),
+        apart=distance(load_or_none(folder, job.num_steps), wanted),
         allowed=allowed,
         damaged=not_whole(folder),
         left_over=tuple(sorted(str(p.relative_to(folder.local)) for p in folder.local.glob("*/.step-*"))),
@@ -121,15 +123,23 @@ def _once(points: Points) -> Counter[tuple[int, str]]:
     return Counter({(step, key) for step, key, _ in points})
 
 
-def distance(folder: RunFolder, wanted: Checkpoint) -> float | None:
-    """How far the tensors of the last checkpoint of a run are from those of `wanted`, see `Verdict.apart`."""
+def load_or_none(folder: RunFolder, step: int) -> Checkpoint | None:
+    """The checkpoint of a step, if it is there and whole."""
     try:
-        found = load(folder, NUM_STEPS).tensors
+        return load(folder, step)
     except CheckpointError:
         return None
-    if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in wanted.tensors.items()}:
+
+
+def distance(found: Checkpoint | None, wanted: Checkpoint) -> float | None:
+    """How far the tensors of a checkpoint are from those of `wanted`, see `Verdict.apart`."""
+    if found is None or _shapes(found) != _shapes(wanted):
         return None
-    return max(_apart(found[name], value) for name, value in wanted.tensors.items())
+    return max(_apart(found.tensors[name], value) for name, value in wanted.tensors.items())
+
+
+def _shapes(checkpoint: Checkpoint) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
 
 
 def _apart(found: Tensor, wanted: Tensor) -> float:
@@ -157,7 +167,8 @@ def outlived(job: Job, patience: float = 10) -> tuple[str, ...]:
     """Commands of processes of a run, Ray's for it included, that are there `patience` seconds after its end."""
 
     def left() -> list[psutil.Process]:
-        return [*job.orphans(), *ray_processes("ray::RayTrainWorker"), *ray_processes("ray::TrainController")]
+        titles = ("ray::RayTrainWorker", "ray::TrainController", "ray::Trial", "ray::Rank")
+        return [*job.orphans(), *(process for title in titles for process in ray_processes(title))]
 
     sleep_until(lambda: not left(), patience)
     return tuple(" ".join(p.cmdline())[:80] for p in left())

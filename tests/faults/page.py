@@ -1,4 +1,4 @@
-"""`docs/faults.md` and `docs/logs/faults.json`, made from what `python -m faults` has measured."""
+"""`docs/faults.md`, made from what `python -m faults` and `python -m faults.soak` have measured."""
 
 import json
 import os
@@ -6,14 +6,14 @@ import subprocess
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
+from statistics import median
 from typing import Any
 
 from faults.cases import FAULTS, Fault
 from faults.job import CHECKPOINT_EVERY, NUM_STEPS, ROOT
 from faults.judge import Verdict
 
-PAGE, LOG = ROOT / "docs" / "faults.md", ROOT / "docs" / "logs" / "faults.json"
+PAGE, LOG, SOAK_LOG = (ROOT / "docs" / name for name in ("faults.md", "logs/faults.json", "logs/soak.json"))
 COMMAND = "make faults"
 PACKAGES = ("torch", "ray", "mlflow", "pyarrow", "moto")
 
@@ -42,6 +42,20 @@ the last column says so.
 """
 
 
+SOAK = """
+## A hundred faults, one after another
+
+`make soak` draws them by a seed: kills of commands, ranks, raylets and the MLflow server, SIGTERM, a stopped process, a
+full disk, a folder that cannot be written and damaged checkpoints. {num_run} come over one run, and {num_study} over a
+study on two nodes, whose trials have two ranks each and run two at a time. One in five comes within 20 s of the one
+before it, perhaps while the job still recovers from that. [The log](logs/soak.json) has each, with the longest time
+without a step until the next.
+
+| | seed | commit | faults | commands | minutes | lost | twice | same weights | median, longest pause |
+| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | --- | --- |
+"""
+
+
 def entry_of(fault: Fault, verdict: Verdict) -> dict[str, Any]:
     """What the log has of one fault."""
     commit = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, cwd=ROOT, check=True)
@@ -49,9 +63,9 @@ def entry_of(fault: Fault, verdict: Verdict) -> dict[str, Any]:
     return {"name": fault.name, "injected": fault.injected, **made, "clean": verdict.clean, **asdict(verdict)}
 
 
-def put(name: str, entry: dict[str, Any] | None, page_at: Path = PAGE, log_at: Path = LOG) -> None:
+def put(name: str, entry: dict[str, Any] | None) -> None:
     """Writes the result of a fault into the log, in place of an older one, and the page anew; None: it has none."""
-    known = json.loads(log_at.read_text())["faults"] if log_at.is_file() else []
+    known = json.loads(LOG.read_text())["faults"] if LOG.is_file() else []
     entries = {e["name"]: e for e in [*known, *([entry] if entry else [])] if entry or e["name"] != name}
     log = {
         "command": COMMAND,
@@ -59,12 +73,18 @@ def put(name: str, entry: dict[str, Any] | None, page_at: Path = PAGE, log_at: P
         "cores": os.cpu_count(),
         "faults": [entries[fault.name] for fault in FAULTS if fault.name in entries],
     }
-    log_at.write_text(json.dumps(log, indent=1) + "\n")
-    page_at.write_text(page(log))
+    LOG.write_text(json.dumps(log, indent=1) + "\n")
+    write_page()
 
 
-def page(made: dict[str, Any]) -> str:
-    """The page of a log."""
+def write_page() -> None:
+    """The page of the logs."""
+    soak = json.loads(SOAK_LOG.read_text()) if SOAK_LOG.is_file() else {}
+    PAGE.write_text(page(json.loads(LOG.read_text()), soak))
+
+
+def page(made: dict[str, Any], soak: dict[str, Any]) -> str:
+    """The page of both logs."""
     head = HEAD.format(
         dates=" and ".join(sorted({entry["date"] for entry in made["faults"]})),
         command=made["command"],
@@ -73,7 +93,28 @@ def page(made: dict[str, Any]) -> str:
         every=CHECKPOINT_EVERY,
         cores=made["cores"],
     )
-    return head + "".join(_row(entry) for entry in made["faults"])
+    table = head + "".join(_row(entry) for entry in made["faults"])
+    if set(soak) != {"run", "study"}:
+        return table
+    sizes = {f"num_{what}": len(part["faults"]) for what, part in soak.items()}
+    return table + SOAK.format(**sizes) + "".join(_soak_row(what, soak[what]) for what in ("run", "study"))
+
+
+def _soak_row(what: str, part: dict[str, Any]) -> str:
+    verdict, pauses = part["verdict"], [fault["pause_s"] for fault in part["faults"]]
+    cells = [
+        what,
+        part["seed"],
+        part["commit"],
+        len(pauses),
+        verdict["starts"],
+        f"{part['minutes']:.0f}",
+        verdict["lost"],
+        verdict["doubled"],
+        "yes" if verdict["same_weights"] else "no",
+        f"{median(pauses):.0f} s, {max(pauses):.0f} s",
+    ]
+    return f"| {' | '.join(str(cell) for cell in cells)} |\n"
 
 
 def _row(entry: dict[str, Any]) -> str:

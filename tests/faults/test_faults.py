@@ -10,7 +10,7 @@ from faults.cases import FAULTS
 from faults.job import NUM_STEPS, Job, Step
 from faults.judge import judge, pause, steps_repeated, twin
 from faults.lab import Lab
-from faults.page import LOG, PAGE, page
+from faults.page import LOG, PAGE, SOAK_LOG, page
 from safetensors.torch import load_file, save_file
 
 from genray.checkpoint import TENSORS, step_name
@@ -85,9 +85,10 @@ def test_judge_sees_a_loss(lab: Lab, tmp_path: Path, harm: Callable[[Path], None
     assert not verdict.clean and getattr(verdict, field)
 
 
-def test_page_is_the_one_of_its_log() -> None:
+def test_page_is_the_one_of_its_logs() -> None:
     log = json.loads(LOG.read_text())
-    assert PAGE.read_text() == page(log)
+    soak = json.loads(SOAK_LOG.read_text()) if SOAK_LOG.is_file() else {}
+    assert PAGE.read_text() == page(log, soak)
     assert {entry["name"] for entry in log["faults"]} <= {fault.name for fault in FAULTS}
 
 
