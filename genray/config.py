@@ -268,6 +268,11 @@ class Config:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         check_ends(self)
+        if getattr(self.model, "needs_source", False) and not self.transfer.source:
+            raise ConfigError(
+                "transfer.source is empty, and this model draws codes of a tokenizer that was trained before; set it "
+                f"to a tokenizer's snapshot folder or NAME@ALIAS, e.g. {self.data.name}-tokenizer@champion"
+            )
         if self.train.sample_every and self.objective.product in ("classifier", "tokenizer"):
             raise ConfigError(
                 f"train.sample_every={self.train.sample_every}: a {self.objective.product} draws no samples; "

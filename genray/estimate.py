@@ -97,6 +97,8 @@ def _outputs(module: nn.Module, config: Config) -> int:
         module(images, noise, labels if module.num_labels else None)
     elif hasattr(module, "encode"):
         module(images)
+    elif hasattr(module, "codes") and noise is not None:
+        module(noise.long(), labels)
     elif noise is not None:
         module(noise, labels)
     elif hasattr(module, "features"):

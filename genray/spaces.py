@@ -52,6 +52,11 @@ _KL: Space = {
     "objective.beta": Domain("log", (1e-4, 1.0)),
     "model.code_dim": Domain("choice", (2, 4, 8, 16)),
 }
+_CODES: Space = {
+    "optim.lr": Domain("log", (3e-4, 1e-2)),
+    "optim.weight_decay": Domain("log", (1e-3, 0.3)),
+    "objective.corruption": Domain("uniform", (0.0, 0.4)),
+}
 _CLASSIFIER: Space = {
     "optim.lr": Domain("log", (1e-4, 1e-2)),
     "optim.weight_decay": Domain("log", (1e-3, 0.3)),
@@ -79,6 +84,8 @@ SPACES: dict[str, Space] = {
     "digits-kl-tokenizer": _KL,
     "cifar10-kl-tokenizer": _KL | _ADVERSARIAL,
     "mnist-adversarial-tokenizer": _ADVERSARIAL,
+    "digits-code-transformer": _CODES,
+    "mnist-code-transformer": _CODES,
     "mnist-classifier": _CLASSIFIER,
     "digits-dcgan-classifier": _CLASSIFIER,
     "digits-vae-classifier": _CLASSIFIER,

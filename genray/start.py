@@ -27,7 +27,8 @@ def build_networks(config: Config, images: ImageSet, folder: RunFolder) -> dict[
     Initial weights come from torch's global generator, which the caller seeds.
 
     Raises:
-        ConfigError: the objective weighs another number of classes than the images have.
+        ConfigError: the objective weighs another number of classes than the images have, or the model is to have
+            what is fitted to latents after training.
         CheckpointError: what the run is to start from cannot be read, or does not fit.
     """
     weights = getattr(config.objective, "class_weights", ())
@@ -35,6 +36,11 @@ def build_networks(config: Config, images: ImageSet, folder: RunFolder) -> dict[
         raise ConfigError(
             f"objective.class_weights has {len(weights)} numbers, and the images have {len(images.classes)} classes "
             f"({', '.join(images.classes[:10])}); give one for each"
+        )
+    if fitted := getattr(config.model, "fitted", ""):
+        raise ConfigError(
+            f"model.{fitted}={getattr(config.model, fitted)} is fitted to latents after training, by genray fit; "
+            "set it to 0"
         )
     built: dict[str, nn.Module] = config.model.build(config.data.image_shape, len(images.classes))
     if isinstance(config.objective, Stateful):

@@ -17,7 +17,7 @@ MEASURED = ("standardise.",)
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """What a classifier starts from, and how fast its trunk, all but its head, may change."""
+    """What a classifier or a transformer of codes starts from, and how fast its trunk, all but its head, may change."""
 
     source: str = ""
     """Weights to start from: a file of torchvision's (.pth) or of safetensors; a snapshot; a checkpoint, of whose
@@ -99,7 +99,8 @@ def stages_of(module: Any) -> tuple[tuple[nn.Module, ...], ...]:
     stages: tuple[tuple[nn.Module, ...], ...] | None = getattr(module, "stages", None)
     if stages is None:
         raise ConfigError(
-            f"transfer.* is for classifiers, and {type(module).__name__} has no stages; leave it at its defaults"
+            f"transfer.* is for classifiers and code-transformer, and {type(module).__name__} has no stages; "
+            "leave it at its defaults"
         )
     return stages
 

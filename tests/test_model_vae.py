@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import distributions
 
-from genray.models.latent_distributions import AutoregressiveFlow, Mixture, choose
+from genray.models.fitted_latents import Mixture
+from genray.models.latent_distributions import AutoregressiveFlow, choose
 from genray.models.pixel_distributions import mixture_parts
 from genray.models.vae import LOGVAR_RANGE, MLPVAE, ConvVAE
 

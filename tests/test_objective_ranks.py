@@ -1,7 +1,7 @@
 """Autoencoders and classifiers on two ranks and in one process: gradients, and buffers that steps change."""
 
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from ranks import run_ranks
 from torch import Tensor
 
 from genray import distributed
+from genray.models.code_transformer import CodeTransformer
 from genray.models.dcgan import DCGANClassifier
 from genray.models.hierarchical_vae import HierarchicalVAE
 from genray.models.sngan import SNGANClassifier
@@ -18,6 +19,7 @@ from genray.models.vae_classifier import ConvVAEClassifier
 from genray.objectives import Batch, Networks
 from genray.objectives.adversarial_tokenizer import AdversarialTokenization
 from genray.objectives.classification import Classification
+from genray.objectives.code_prediction import CodePrediction
 from genray.objectives.elbo import ELBO
 from genray.objectives.latent_adversarial import LatentAdversarial
 from genray.objectives.rae import RAE
@@ -49,6 +51,10 @@ CASES: dict[str, tuple[Any, Any]] = {
     "adversarial": (
         AdversarialTokenizer(num_codes=8, code_dim=3, width=4, num_downsamplings=1, discriminator_width=4),
         AdversarialTokenization(adversarial_start_samples=0, adversarial_warmup_samples=0),
+    ),
+    "codes": (
+        CodeTransformer(**asdict(VQ), transformer_width=8, num_layers=1, num_heads=2, conditional=True),
+        CodePrediction(corruption=0.3),
     ),
     "discriminator's trunk": (DCGANClassifier(width=4, min_base=2, discriminator_norm="none"), Classification()),
     "spectral trunk": (SNGANClassifier(discriminator_width=4, attention=True), Classification(label_smoothing=0.1)),

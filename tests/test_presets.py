@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import evaluation_snapshots as snapshots
 import pytest
 import torch
 
@@ -12,6 +13,8 @@ from genray.checkpoint import NullStore
 from genray.config import Cluster, Config
 from genray.data.images import ImageSet
 from genray.distributed import World
+from genray.models.tokenizer import Tokenizer
+from genray.objectives.tokenizer import Tokenization
 from genray.presets import PRESETS, preset
 from genray.storage import RunFolder
 from genray.tracking import NullTracker
@@ -33,9 +36,19 @@ def shrunk(config: Config) -> Config:
     )
 
 
+def save_tokenizer(directory: Path, config: Config) -> Path:
+    """A snapshot of the tokenizer that a transformer over codes can start from."""
+    knobs: Any = config.model
+    model = Tokenizer(**{f.name: getattr(knobs, f.name) for f in dataclasses.fields(Tokenizer)})
+    return snapshots.save(directory, model, Tokenization(), data=config.data)
+
+
 @pytest.mark.parametrize("name", PRESETS)
-def test_preset_takes_two_steps_that_move_every_weight_to_finite_values(name: str) -> None:
+def test_preset_takes_two_steps_that_move_every_weight_to_finite_values(name: str, tmp_path: Path) -> None:
     config = shrunk(preset(name))
+    if config.transfer.source:
+        source = str(save_tokenizer(tmp_path / "tokenizer", config))
+        config = replace(config, transfer=replace(config.transfer, source=source))
     noise = torch.randint(256, (16, *config.data.image_shape), dtype=torch.uint8, generator=torch.Generator())
     images = ImageSet(noise, torch.arange(16) % 10, tuple("0123456789"), "noise", "train", digest="", num_skipped=0)
     world = World(0, 1, torch.device("cpu"))

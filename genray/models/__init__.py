@@ -10,6 +10,7 @@ from typing import Protocol
 
 from torch import nn
 
+from genray.models.code_transformer import CodeTransformer
 from genray.models.dcgan import DCGAN, DCGANClassifier
 from genray.models.hierarchical_vae import HierarchicalVAE
 from genray.models.r3gan import R3GAN
@@ -50,6 +51,7 @@ MODELS: dict[str, type[Model]] = {
     "hierarchical-vae": HierarchicalVAE,
     "tokenizer": Tokenizer,
     "adversarial-tokenizer": AdversarialTokenizer,
+    "code-transformer": CodeTransformer,
     "dcgan-classifier": DCGANClassifier,
     "sngan-classifier": SNGANClassifier,
     "conv-vae-classifier": ConvVAEClassifier,

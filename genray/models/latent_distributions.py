@@ -1,4 +1,4 @@
-"""Distributions of latents: what one forward pass of a VAE says of them, flows that bend them, mixtures to draw from.
+"""Distributions of latents: what one forward pass of a VAE says of them, flows that bend them, draws from a mixture.
 
 Inverse autoregressive flow: Kingma et al. 2016, arXiv:1606.04934.
 """
@@ -58,25 +58,6 @@ class AutoregressiveFlow(nn.Module):
         # near the identity at first
         scale = torch.sigmoid(gate + 2)
         return scale * z + (1 - scale) * shift, torch.log(scale).sum(dim=-1)
-
-
-class Mixture(nn.Module):
-    """Normal distributions with full covariances; all standard ones until they are fitted."""
-
-    weights: Tensor
-    means: Tensor
-    factors: Tensor
-
-    def __init__(self, num: int, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("weights", torch.full((num,), 1 / num))
-        self.register_buffer("means", torch.zeros(num, dim))
-        self.register_buffer("factors", torch.eye(dim).repeat(num, 1, 1))
-
-    def forward(self, noise: Tensor) -> Tensor:
-        """Draws of the mixture, (B, dim), from standard normal numbers (B, dim)."""
-        place, noise = choose(noise, self.weights)
-        return self.means[place] + (self.factors[place] @ noise.unsqueeze(2)).squeeze(2)
 
 
 def choose(noise: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,12 +12,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from genray.models.fitted_latents import MaskedFlows, Mixture, SecondStage
 from genray.models.knobs import at_least, given, levels
-from genray.models.latent_distributions import AutoregressiveFlow, Mixture, Pass, choose, normal_log_density
+from genray.models.latent_distributions import AutoregressiveFlow, Pass, choose, normal_log_density
 from genray.models.pixel_distributions import Output, mean_images, num_outputs
 
 LOGVAR_RANGE = (-20.0, 10.0)
 """Bounds of the posterior's log variance: its exponential stays finite whatever the encoder says."""
+_FITTED = ("num_components", "second_stage", "num_masked_flows")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +38,29 @@ class Latents:
     """Learned images whose posteriors, mixed, are the prior (VampPrior); 0: standard normal."""
     num_components: int = 0
     """Normal distributions that are fitted to the latents after training, and drawn from; 0: the prior is."""
+    second_stage: int = 0
+    """Units of each hidden layer of a second VAE that is fitted to the latents after training, and drawn from; 0: none
+    is."""
+    num_masked_flows: int = 0
+    """Masked autoregressive flows that are fitted to the latents after training, and drawn from; 0: none are."""
 
     def __post_init__(self) -> None:
         at_least(1, self, "latent_dim")
-        at_least(0, self, "num_flows", "num_pseudo_inputs", "num_components")
+        at_least(0, self, "num_flows", "num_pseudo_inputs", *_FITTED)
+        fitted = [f"model.{name}={getattr(self, name)}" for name in _FITTED if getattr(self, name)]
+        if len(fitted) > 1:
+            raise ValueError(f"{' and '.join(fitted)} are both fitted to the latents; set all but one to 0")
         if self.num_pseudo_inputs and (self.conditional or self.num_flows):
             other = "conditional=True" if self.conditional else f"num_flows={self.num_flows}"
             raise ValueError(
                 f"model.num_pseudo_inputs={self.num_pseudo_inputs} does not go with model.{other}: learned images "
                 "have no label, and a bent posterior has no density at latents of others; set one to its default"
             )
+
+    @property
+    def fitted(self) -> str:
+        """The knob of what was fitted to the latents after training; empty: nothing was."""
+        return next((name for name in _FITTED if getattr(self, name)), "")
 
     @property
     def encoder_dim(self) -> int:
@@ -179,13 +194,15 @@ class VAE(nn.Module):
         num_classes: int,
     ) -> None:
         super().__init__()
-        self.latent_dim = knobs.latent_dim
+        dim = knobs.latent_dim
+        # normal numbers that an image is made of: draws of a second stage scatter around its decoder's means
+        self.latent_dim = 2 * dim if knobs.second_stage else dim
         self.num_labels = num_classes if knobs.conditional else 0
         self.output = knobs.output
         self.closed_kl = not knobs.num_flows and not knobs.num_pseudo_inputs
         self.encoder = encoder
         self.decoder = decoder
-        self.flows = nn.ModuleList(AutoregressiveFlow(self.latent_dim) for _ in range(knobs.num_flows))
+        self.flows = nn.ModuleList(AutoregressiveFlow(dim) for _ in range(knobs.num_flows))
         if self.output == "global-scale":
             self.log_sigma = nn.Parameter(torch.zeros(()))
         if knobs.conditional:
@@ -193,7 +210,11 @@ class VAE(nn.Module):
         self.pseudo_inputs = None
         if knobs.num_pseudo_inputs:
             self.pseudo_inputs = nn.Parameter(torch.randn(knobs.num_pseudo_inputs, *image_shape))
-        self.mixture = Mixture(knobs.num_components, self.latent_dim) if knobs.num_components else None
+        self.mixture = Mixture(knobs.num_components, dim) if knobs.num_components else None
+        self.second_stage = SecondStage(dim, knobs.second_stage) if knobs.second_stage else None
+        self.masked_flows = None
+        if knobs.num_masked_flows:
+            self.masked_flows = MaskedFlows(knobs.num_masked_flows, dim, max(64, 8 * dim))
 
     def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the posterior before any flow, each (B, latent_dim), fp32.
@@ -215,9 +236,10 @@ class VAE(nn.Module):
         return decoded
 
     def from_prior(self, noise: Tensor) -> Tensor:
-        """Latents (B, latent_dim) that are distributed as the prior, or what was fitted, where `noise` is normal."""
-        if self.mixture is not None:
-            return self.mixture(noise)  # type: ignore[no-any-return]
+        """Latents that are distributed as the prior, or what was fitted, where `noise` (B, latent_dim) is normal."""
+        for fitted in (self.mixture, self.second_stage, self.masked_flows):
+            if fitted is not None:
+                return fitted(noise)  # type: ignore[no-any-return]
         if self.pseudo_inputs is None:
             return noise
         mu, logvar = self.encode(torch.tanh(self.pseudo_inputs))
@@ -254,11 +276,12 @@ class VAE(nn.Module):
         if self.num_labels:
             plane = self.label_plane(given(labels, self.num_labels)).view(len(images), 1, *images.shape[2:])
             images = torch.cat([images, plane.to(images.dtype)], dim=1)
-        mu, logvar, *context = self.encoder(images).float().split(self.latent_dim, dim=1)
+        mu, logvar, *context = self.encoder(images).float().chunk(3 if self.flows else 2, dim=1)
         return mu, logvar.clamp(*LOGVAR_RANGE), context[0] if context else None
 
     def _draw(self, mu: Tensor, logvar: Tensor, context: Tensor | None, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents (B, K, latent_dim) of noise (B, K, latent_dim), and their log density (B, K)."""
+        """Latents (B, K, dim) of noise (B, K, dim), of which a second stage has more, and their log density (B, K)."""
+        noise = noise[..., : mu.shape[1]]
         z = mu.unsqueeze(1) + noise * torch.exp(0.5 * logvar).unsqueeze(1)
         log_q = normal_log_density(noise) - 0.5 * logvar.sum(dim=1, keepdim=True)
         for flow in self.flows:

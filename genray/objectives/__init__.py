@@ -3,6 +3,7 @@
 from genray.objectives.adversarial_tokenizer import AdversarialTokenization
 from genray.objectives.base import Batch, Classifying, Networks, Objective, Phase, Stateful, classifier_of
 from genray.objectives.classification import Classification
+from genray.objectives.code_prediction import CodePrediction
 from genray.objectives.elbo import ELBO
 from genray.objectives.gan import GAN
 from genray.objectives.latent_adversarial import LatentAdversarial
@@ -17,6 +18,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "rae": RAE,
     "tokenization": Tokenization,
     "adversarial-tokenization": AdversarialTokenization,
+    "code-prediction": CodePrediction,
 }
 
 __all__ = ["OBJECTIVES", "Batch", "Classifying", "Networks", "Objective", "Phase", "Stateful", "classifier_of"]
