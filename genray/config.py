@@ -138,7 +138,7 @@ class Train:
     log_every: int = 50
     """Steps between two log points: the only times the host waits for the device."""
     sample_every: int = 500
-    """Steps between two sample grids of the same latents; 0: none."""
+    """Steps between two sample grids of the same latents, and of an autoencoder's reconstructions; 0: none."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of forward and backward (autocast); weights and optimiser stay in fp32."""
     channels_last: bool = True
@@ -268,10 +268,9 @@ class Config:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         check_ends(self)
-        if self.train.sample_every and self.objective.product in ("classifier", "tokenizer"):
+        if self.train.sample_every and self.objective.product == "classifier":
             raise ConfigError(
-                f"train.sample_every={self.train.sample_every}: a {self.objective.product} draws no samples; "
-                "set it to 0"
+                f"train.sample_every={self.train.sample_every}: a classifier draws no samples; set it to 0"
             )
         check_names(self.eval.metrics, self.objective.product, classifies=bool(classifier_of(self.objective)))
         self._check_batch()

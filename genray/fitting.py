@@ -18,10 +18,8 @@ from torch import Tensor
 from genray import snapshot
 from genray.data.images import ImageSet
 from genray.errors import ConfigError
-from genray.evaluation.likelihood import has_likelihood
+from genray.evaluation.latent import latents_of
 from genray.models.vae import VAE
-from genray.sampling import latents, to_float
-from genray.snapshot import Snapshot
 from genray.streams import derive_seed
 
 MAX_POINTS = 20_000
@@ -50,7 +48,9 @@ def fit_mixture(directory: Path, to: Path, images: ImageSet, *, num_components: 
             f"the images are not those that {directory} was trained on: their digest is {images.digest[:12]}…, "
             f"expected {made.data_digest[:12]}…; set --root"
         )
-    points = latents_of(made, images, seed)
+    # at most MAX_POINTS images, evenly over the set
+    places = slice(None, None, math.ceil(len(images.images) / MAX_POINTS))
+    points = latents_of(made, images.images[places], images.labels[places], seed)
     if not 1 <= num_components <= len(points):
         raise ConfigError(f"num_components={num_components!r} must lie between 1 and {len(points)}, the images")
     weights, means, factors = mixture_of(points, num_components, seed)
@@ -71,25 +71,6 @@ def fit_mixture(directory: Path, to: Path, images: ImageSet, *, num_components: 
         classes=made.classes,
         data_digest=made.data_digest,
     )
-
-
-@torch.no_grad()
-def latents_of(made: Snapshot, images: ImageSet, seed: int, batch_size: int = 256) -> Tensor:
-    """Latents (N, latent_dim) of at most `MAX_POINTS` images, evenly over the set.
-
-    Of a VAE one draw of each posterior; of a regularised autoencoder, which has none, its mean.
-    """
-    module: Any = made.module.eval()
-    places = torch.arange(0, len(images.images), math.ceil(len(images.images) / MAX_POINTS))
-    noise = latents(len(places), int(module.latent_dim), derive_seed(seed, "fit/posterior"))
-    if not has_likelihood(made):
-        noise = torch.zeros_like(noise)
-    found = []
-    for start in range(0, len(places), batch_size):
-        own = places[start : start + batch_size]
-        labels = images.labels[own] if module.num_labels else None
-        found.append(module(to_float(images.images[own]), noise[start : start + batch_size], labels).z)
-    return torch.cat(found)
 
 
 def mixture_of(points: Tensor, num_components: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

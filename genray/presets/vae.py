@@ -162,7 +162,7 @@ def digits_tokenizer() -> Config:
         model=Tokenizer(num_codes=64, code_dim=8, width=16, num_downsamplings=1),
         objective=Tokenization(),
         optim=Optim(lr=1e-3),
-        train=Train(num_steps=1000, global_batch_size=64, sample_every=0, ema_half_life=2_000),
+        train=Train(num_steps=1000, global_batch_size=64, sample_every=250, ema_half_life=2_000),
     )
 
 
@@ -179,7 +179,7 @@ def mnist_tokenizer() -> Config:
         model=Tokenizer(num_codes=256, code_dim=16, width=16),
         objective=Tokenization(),
         optim=Optim(lr=1e-3, schedule="cosine"),
-        train=Train(num_steps=3000, global_batch_size=64, sample_every=0, ema_half_life=10_000),
+        train=Train(num_steps=3000, global_batch_size=64, ema_half_life=10_000),
     )
 
 
@@ -196,7 +196,7 @@ def cifar10_tokenizer() -> Config:
         model=Tokenizer(quantizer="fsq", width=64, num_blocks=2),
         objective=Tokenization(sigma=0.05),
         optim=Optim(lr=3e-4, schedule="cosine", warmup_samples=20_000),
-        train=Train(num_steps=50_000, global_batch_size=128, sample_every=0, precision="bf16", checkpoint_every=2_000),
+        train=Train(num_steps=50_000, global_batch_size=128, precision="bf16", checkpoint_every=2_000),
         cluster=Cluster(use_gpu=True),
     )
 
@@ -214,7 +214,7 @@ def digits_kl_tokenizer() -> Config:
         model=Tokenizer(quantizer="none", code_dim=4, width=16),
         objective=Tokenization(),
         optim=Optim(lr=1e-3),
-        train=Train(num_steps=1000, global_batch_size=64, sample_every=0, ema_half_life=2_000),
+        train=Train(num_steps=1000, global_batch_size=64, sample_every=250, ema_half_life=2_000),
     )
 
 
@@ -233,7 +233,7 @@ def cifar10_kl_tokenizer() -> Config:
             sigma=0.05, adversarial_start_samples=500_000, adversarial_warmup_samples=500_000
         ),
         optim=Optim(lr=3e-4, betas=(0.5, 0.9), schedule="cosine", warmup_samples=20_000),
-        train=Train(num_steps=50_000, global_batch_size=128, sample_every=0, precision="bf16", checkpoint_every=2_000),
+        train=Train(num_steps=50_000, global_batch_size=128, precision="bf16", checkpoint_every=2_000),
         cluster=Cluster(use_gpu=True),
     )
 
@@ -251,7 +251,7 @@ def mnist_adversarial_tokenizer() -> Config:
         model=AdversarialTokenizer(num_codes=256, code_dim=16, width=16, discriminator_width=16),
         objective=AdversarialTokenization(),
         optim=Optim(lr=1e-3, betas=(0.5, 0.9), schedule="cosine"),
-        train=Train(num_steps=4000, global_batch_size=64, sample_every=0, ema_half_life=10_000),
+        train=Train(num_steps=4000, global_batch_size=64, ema_half_life=10_000),
     )
 
 
