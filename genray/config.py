@@ -138,7 +138,7 @@ class Train:
     log_every: int = 50
     """Steps between two log points: the only times the host waits for the device."""
     sample_every: int = 500
-    """Steps between two sample grids of the same latents; 0: none."""
+    """Steps between two sample grids of the same latents, and of an autoencoder's reconstructions; 0: none."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of forward and backward (autocast); weights and optimiser stay in fp32."""
     channels_last: bool = True
@@ -273,10 +273,9 @@ class Config:
                 "transfer.source is empty, and this model draws codes of a tokenizer that was trained before; set it "
                 f"to a tokenizer's snapshot folder or NAME@ALIAS, e.g. {self.data.name}-tokenizer@champion"
             )
-        if self.train.sample_every and self.objective.product in ("classifier", "tokenizer"):
+        if self.train.sample_every and self.objective.product == "classifier":
             raise ConfigError(
-                f"train.sample_every={self.train.sample_every}: a {self.objective.product} draws no samples; "
-                "set it to 0"
+                f"train.sample_every={self.train.sample_every}: a classifier draws no samples; set it to 0"
             )
         check_names(self.eval.metrics, self.objective.product, classifies=bool(classifier_of(self.objective)))
         self._check_batch()

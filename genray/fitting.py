@@ -20,10 +20,9 @@ from genray import optim, snapshot
 from genray.config import Optim
 from genray.data.images import ImageSet
 from genray.errors import ConfigError, DivergenceError
-from genray.evaluation.likelihood import has_likelihood
+from genray.evaluation.latent import has_posterior, latents_of
 from genray.models.fitted_latents import MaskedFlows, SecondStage
 from genray.models.vae import VAE
-from genray.sampling import latents, to_float
 from genray.snapshot import Snapshot
 from genray.streams import Draws, derive_seed, generator
 
@@ -113,32 +112,14 @@ def fit(
 
 
 def _points(made: Snapshot, images: ImageSet, seed: int, *, alone: bool) -> Tensor:
-    """Latents (K, N, latent_dim) of N images; `alone`, or where they do not scatter, K is 1."""
-    first = latents_of(made, images, seed)
-    num = 1 if alone or not has_likelihood(made) else max(1, MAX_POINTS // len(first))
-    points = torch.stack([first, *(latents_of(made, images, seed, draw) for draw in range(1, num))])
+    """Latents (K, N, latent_dim) of N images, evenly over the set; `alone`, or where they do not scatter, K is 1."""
+    places = slice(None, None, math.ceil(len(images.images) / MAX_POINTS))
+    own = images.images[places], images.labels[places]
+    num = 1 if alone or not has_posterior(made) else max(1, MAX_POINTS // len(own[1]))
+    points = torch.stack([latents_of(made, *own, seed, draw) for draw in range(num)])
     if not bool(points.isfinite().all()):
         raise DivergenceError(f"VAE {made.task!r} gives latents that are not finite; take an earlier snapshot")
     return points
-
-
-@torch.no_grad()
-def latents_of(made: Snapshot, images: ImageSet, seed: int, draw: int = 0, batch_size: int = 256) -> Tensor:
-    """Latents (N, latent_dim) of at most `MAX_POINTS` images, evenly over the set.
-
-    Of a VAE the draw of this number from each posterior; of a regularised autoencoder, which has none, its mean.
-    """
-    module: Any = made.module.eval()
-    places = torch.arange(0, len(images.images), math.ceil(len(images.images) / MAX_POINTS))
-    noise = latents(len(places), int(module.latent_dim), derive_seed(seed, "fit/posterior", draw))
-    if not has_likelihood(made):
-        noise = torch.zeros_like(noise)
-    found = []
-    for start in range(0, len(places), batch_size):
-        own = places[start : start + batch_size]
-        labels = images.labels[own] if module.num_labels else None
-        found.append(module(to_float(images.images[own]), noise[start : start + batch_size], labels).z)
-    return torch.cat(found)
 
 
 def mixture_of(points: Tensor, num_components: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

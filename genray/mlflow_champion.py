@@ -82,8 +82,17 @@ def pictures(model: Path, uri: str, data: Data, settings: Eval) -> list[Picture]
 def pictures_of_folder(folder: Path, uri: str, data: Data, settings: Eval) -> list[Picture]:
     """Images of a folder that anything made beside their nearest training images."""
     samples = card.spread_over(load_folder(folder, data.image_shape[0]).images)
+    return [nearest(samples, uri, data, settings)]
+
+
+def nearest(samples: Tensor, uri: str, data: Data, settings: Eval) -> Picture:
+    """Samples, uint8 (N, C, H, W), beside their nearest training images.
+
+    Raises:
+        RegistryError: there is no extractor.
+    """
     with local_snapshot(_extractor_name(data, settings), uri) as extractor:
-        return [_nearest(samples, extractor, data, settings)]
+        return _nearest(samples, extractor, data, settings)
 
 
 def evaluate_folder(folder: Path, uri: str, data: Data, settings: Eval) -> list[Score]:

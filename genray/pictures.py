@@ -8,12 +8,33 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from genray.data.images import ImageSet
 from genray.errors import ConfigError
-from genray.sampling import check_makes_images, generate, labels_for, latents, sample, to_uint8, written_whole
+from genray.evaluation.features import check_shape
+from genray.evaluation.latent import has_posterior, latents_of, reconstructions
+from genray.models.pixel_distributions import mean_images
+from genray.models.vae import VAE
+from genray.objectives.regularisers import gaussian_kl
+from genray.sampling import (
+    beside,
+    check_makes_images,
+    check_range,
+    generate,
+    labels_for,
+    latents,
+    sample,
+    to_float,
+    to_uint8,
+    written_whole,
+)
 from genray.snapshot import Snapshot
 
 COLUMNS = 10
 """Images in a row of an interpolation."""
+PAIRS = 4
+"""Images in a row of reconstructions, each with its own beside it."""
+BATCH = 256
+"""Images per forward pass of an encoder."""
 TRUNCATIONS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 """Columns of a truncation sweep."""
 FRAME_MS = 400
@@ -89,6 +110,93 @@ def style_mixing(model: Snapshot, num: int, seed: int, label: int | None, trunca
     blank = torch.full_like(left[:1], 255)
     rows = [torch.cat([left[i : i + 1], inside[i * num : (i + 1) * num]]) for i in range(num)]
     return torch.cat([blank, above, *rows]), num + 1
+
+
+def reconstruction_pairs(model: Snapshot, images: ImageSet, num: int, seed: int) -> Picture:
+    """Pairs of an image, left, and what comes back of it; `seed` picks the images.
+
+    Raises:
+        ConfigError: the model is no autoencoder.
+    """
+    places = _picked(images, num, seed)
+    own = images.images[places]
+    back = torch.cat(list(reconstructions(model, own, labels=images.labels[places])))
+    return beside(own, back), 2 * min(PAIRS, len(places))
+
+
+@torch.no_grad()
+def latent_traversals(model: Snapshot, images: ImageSet, num: int, seed: int) -> Picture:
+    """Each row is one image, of which one dimension of the latent goes through 3 deviations either way.
+
+    The `num` dimensions that say most of the images come first: those of the greatest divergence from the prior
+    where the posterior is normal, otherwise those that scatter most. `seed` picks the image; mean and deviation of
+    a dimension are those of the latents of all `images`.
+
+    Raises:
+        ConfigError: the model has no vector of latents.
+    """
+    module: Any = model.module.eval()
+    if not isinstance(module, VAE):
+        raise ConfigError(
+            f"--kind=traversals: the model of {model.task!r} is a {model.product} without one vector of latents that "
+            "an encoder gives; use a VAE's"
+        )
+    check_shape(model.product, model, images.images)
+    points = latents_of(model, images.images, images.labels, seed)
+    place = _picked(images, 1, seed)
+    label = images.labels[place] if module.num_labels else None
+    no_noise = torch.zeros(1, module.latent_dim)
+    start = module(to_float(images.images[place]), no_noise, label).z
+    rows = []
+    for dim in _most_telling(model, images, points)[:num].tolist():
+        z = start.repeat(COLUMNS + 1, 1)
+        z[:, dim] = points[:, dim].mean() + points[:, dim].std() * torch.linspace(-3, 3, COLUMNS + 1)
+        own = None if label is None else label.expand(len(z))
+        rows.append(to_uint8(mean_images(module.decode(z, own), module.output)))
+    return torch.cat(rows), COLUMNS + 1
+
+
+def _most_telling(model: Snapshot, images: ImageSet, points: Tensor) -> Tensor:
+    """Dimensions of the latent (D,), the one that says most of the images first; `points` (N, D) are theirs."""
+    module: Any = model.module
+    if not (module.closed_kl and has_posterior(model)):
+        return points.var(0).argsort(descending=True)
+    total = torch.zeros(module.latent_dim, dtype=torch.float64)
+    for part, labels in zip(torch.split(images.images, BATCH), torch.split(images.labels, BATCH), strict=True):
+        mu, logvar = module.encode(to_float(part), labels if module.num_labels else None)
+        total += gaussian_kl(mu.double(), logvar.double()).sum(0)
+    return total.argsort(descending=True)
+
+
+def _picked(images: ImageSet, num: int, seed: int) -> Tensor:
+    """Places of `num` of the images, or of all where they are fewer."""
+    return torch.randperm(len(images.images), generator=torch.Generator().manual_seed(seed))[:num]
+
+
+OF_IMAGES: dict[str, Callable[[Snapshot, ImageSet, int, int], Picture]] = {
+    "reconstructions": reconstruction_pairs,
+    "traversals": latent_traversals,
+}
+"""Pictures that need real images."""
+
+
+def draw_of(kind: str, model: Snapshot, images: ImageSet, num: int, seed: int) -> Picture:
+    """A picture of `OF_IMAGES`.
+
+    Args:
+        kind: its name.
+        model: a VAE, a regularised autoencoder, or a tokenizer.
+        images: of the shape that it was trained on.
+        num: pairs or rows, at least 1.
+        seed: of the choice of images, at least 0.
+
+    Raises:
+        ConfigError: the model cannot make such a picture, or an argument is out of range.
+        ProtocolError: the images have another shape.
+    """
+    check_range("num", num, 1)
+    check_range("seed", seed, 0)
+    return OF_IMAGES[kind](model, images, num, seed)
 
 
 KINDS: dict[str, Callable[[Snapshot, int, int, int | None, float], Picture]] = {

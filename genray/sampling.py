@@ -72,9 +72,9 @@ def check_makes_images(snapshot: "Snapshot", num: int, seed: int, truncation: fl
     if snapshot.product in ("classifier", "tokenizer"):
         what = "makes no images" if snapshot.product == "classifier" else "has no distribution to draw codes from"
         raise ConfigError(f"snapshot of {snapshot.task!r} is a {snapshot.product}, which {what}; use a generator's")
-    _check_range("num", num, 1)
-    _check_range("seed", seed, 0)
-    _check_range("truncation", truncation, 0)
+    check_range("num", num, 1)
+    check_range("seed", seed, 0)
+    check_range("truncation", truncation, 0)
 
 
 def latents(num: int, latent_dim: int, seed: int) -> Tensor:
@@ -99,7 +99,7 @@ def generate(
         ConfigError: `batch_size` is below 1.
         DivergenceError: the model gives non-finite pixels.
     """
-    _check_range("batch_size", batch_size, 1)
+    check_range("batch_size", batch_size, 1)
     model: Any = module.eval()
     device = next(module.parameters()).device
     of_styles = {"truncation": truncation} if hasattr(module, "mean_style") else {}
@@ -110,6 +110,29 @@ def generate(
         own = None if labels is None else labels[part].to(device)
         images.append(to_uint8(model.generate(z[part].to(device), own, **of_styles)).cpu())
     return torch.cat(images)
+
+
+@torch.no_grad()
+def reconstruct(module: nn.Module, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Images as an autoencoder gives them back, uint8 (N, C, H, W), on the CPU: one forward pass.
+
+    Args:
+        module: a VAE or a tokenizer, on any device; is in eval mode afterwards.
+        images: uint8 (N, C, H, W).
+        labels: (N,); read if the model is conditional.
+
+    Raises:
+        DivergenceError: the model gives non-finite pixels.
+    """
+    model: Any = module.eval()
+    device = next(module.parameters()).device
+    own = labels.to(device) if model.num_labels and labels is not None else None
+    return to_uint8(model.reconstruct(to_float(images.to(device)), own)).cpu()
+
+
+def beside(images: Tensor, others: Tensor) -> Tensor:
+    """Images (N, ...) and others (N, ...) in turn, (2N, ...): each pair side by side in a grid of even columns."""
+    return torch.stack([images, others], dim=1).flatten(0, 1)
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -150,7 +173,7 @@ def grid(images: Tensor, columns: int | None = None) -> NDArray[np.uint8]:
         )
     num, _, height, width = images.shape
     columns = math.ceil(math.sqrt(num)) if columns is None else columns
-    _check_range("columns", columns, 1)
+    check_range("columns", columns, 1)
     rows = math.ceil(num / columns)
     factor = math.ceil(MIN_TILE / min(height, width))
     tiles = images.cpu().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
@@ -198,6 +221,7 @@ def labels_for(num: int, num_labels: int, label: int | None, classes: tuple[str,
     return torch.full((num,), label)
 
 
-def _check_range(name: str, value: float, least: float) -> None:
+def check_range(name: str, value: float, least: float) -> None:
+    """Raises ConfigError where the argument `name` is below `least`."""
     if not value >= least:
         raise ConfigError(f"{name}={value!r} must be at least {least}")

@@ -13,6 +13,7 @@ from genray.evaluation import METRICS, check_names
 from genray.evaluation.protocol import Score
 from genray.fields import check_at_least
 from genray.objectives import classifier_of
+from genray.objectives.elbo import bound_of
 
 VIOLATION = 1e6
 """Added to the objective of a trial that misses its constraint, so that any that keeps it is better."""
@@ -177,6 +178,8 @@ def racing_metrics(config: Config, search: Search) -> tuple[str, ...]:
 def objective_metrics(config: Config, search: Search) -> tuple[str, ...]:
     """What is to be better."""
     first = {"classifier": "accuracy", "vae": "elbo", "tokenizer": "psnr"}.get(config.objective.product, "fid")
+    if first == "elbo" and bound_of(config.objective) is None:
+        first = "fid"
     return search.metric or (first,)
 
 

@@ -27,6 +27,12 @@ _RAE: Space = {
     "objective.decoder_l2": Domain("log", (1e-4, 1.0)),
     "model.latent_dim": Domain("choice", (8, 16, 32, 64)),
 }
+_VAE_GAN: Space = {
+    "optim.lr": Domain("log", (1e-4, 3e-3)),
+    "optim.discriminator_lr": Domain("log", (1e-4, 3e-3)),
+    "objective.gamma": Domain("log", (1e-3, 1.0)),
+    "objective.beta": Domain("log", (0.01, 3.0)),
+}
 _HIERARCHICAL: Space = {
     "optim.lr": Domain("log", (1e-4, 3e-3)),
     "model.latent_channels": Domain("choice", (4, 8, 16)),
@@ -78,6 +84,7 @@ SPACES: dict[str, Space] = {
     "mnist-rae": _RAE,
     "digits-hierarchical-vae": _HIERARCHICAL,
     "cifar10-hierarchical-vae": _HIERARCHICAL,
+    "digits-vae-gan": _VAE_GAN,
     "digits-tokenizer": _VQ,
     "mnist-tokenizer": _VQ,
     "cifar10-tokenizer": _FSQ,

@@ -26,7 +26,7 @@ from genray.meter import Meter
 from genray.objectives import Batch, Networks, Phase
 from genray.preemption import Asked, Request, Stopped, go_on
 from genray.progress import Progress
-from genray.sampling import generate, grid, latents
+from genray.sampling import beside, generate, grid, latents, reconstruct
 from genray.snapshot import Snapshot
 from genray.start import build_networks
 from genray.step import PhaseState, train_step
@@ -35,7 +35,7 @@ from genray.streams import Draws, derive_seed, seed_default
 from genray.tracking import JsonlTracker, NullTracker, Tracker
 from genray.transfer import parameter_groups, thaw
 
-GRID_ROWS, MAX_COLUMNS = 8, 10
+GRID_ROWS, MAX_COLUMNS, PAIRS = 8, 10, 4
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,18 @@ class Trainer:
         return values
 
     def sample(self) -> None:
-        """Draws images of the EMA, from the same latents at every step, a column a class: a grid, and its signals."""
+        """Pictures of the EMA: images from the same latents at every step, a column a class, with their signals.
+
+        Of an autoencoder also the same training images at every step, each beside what comes back of it.
+        """
+        module: Any = self.ema.module
+        if hasattr(module, "reconstruct"):
+            places = torch.linspace(0, len(self.images.images) - 1, GRID_ROWS * PAIRS).round().long()
+            images = self.images.images[places]
+            back = reconstruct(module, images, self.images.labels[places])
+            self.tracker.image(self.step, "samples/reconstructions", grid(beside(images, back), 2 * PAIRS))
+        if not hasattr(module, "generate"):
+            return
         images, labels = self.draw_samples()
         columns = MAX_COLUMNS if labels is None else int(labels.max()) + 1
         self.tracker.image(self.step, "samples/fixed_z", grid(images, columns))

@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from conftest import tiny_config
+from PIL import Image
 from test_trainer import assert_same_state, run
 
 from genray import snapshot
@@ -13,6 +16,7 @@ from genray.data.images import load_images
 from genray.distributed import current
 from genray.errors import ConfigError
 from genray.estimate import memory_mb
+from genray.evaluation.latent import reconstructions
 from genray.evaluation.scoring import score_snapshot
 from genray.models.tokenizer import Tokenizer
 from genray.models.vae import MLPVAE
@@ -20,7 +24,7 @@ from genray.objectives.elbo import ELBO
 from genray.objectives.rae import RAE
 from genray.objectives.tokenizer import Tokenization
 from genray.presets.vae import VAES
-from genray.sampling import sample
+from genray.sampling import beside, grid, sample
 from genray.storage import RunFolder
 from genray.trainer import train
 
@@ -68,12 +72,26 @@ def test_tokenizer_is_refused_for_sampling(tmp_path) -> None:
         sample(snapshot.load(folder.local / "snapshots" / step_name(1)), 4, seed=0)
 
 
-def test_tokenizer_with_a_sample_grid_is_refused_at_config_time() -> None:
-    with pytest.raises(ConfigError, match=r"^train\.sample_every=4: a tokenizer draws no samples; set it to 0$"):
-        autoencoder_config(FSQ, Tokenization(), 1, sample_every=4)
-
-
 MLP = MLPVAE(latent_dim=6, hidden=48)
+
+
+@pytest.mark.parametrize(
+    ("model", "objective", "grids"),
+    [(KL, Tokenization(), ["reconstructions"]), (MLP, ELBO(), ["fixed_z", "reconstructions"])],
+    ids=["tokenizer", "vae"],
+)
+def test_run_shows_the_same_training_images_beside_their_reconstructions(model, objective, grids, tmp_path) -> None:
+    config = autoencoder_config(model, objective, 2, checkpoint_every=1, sample_every=1)
+    folder = run(config, tmp_path).local
+    places = folder / "journal" / "train" / "samples"
+    assert sorted(path.name for path in places.iterdir()) == grids
+    images = load_images(config.data, "train").images
+    shown = images[torch.linspace(0, len(images) - 1, 32).round().long()]
+    for step in (1, 2):
+        made = snapshot.load(folder / "snapshots" / step_name(step))
+        picture = grid(beside(shown, next(reconstructions(made, shown))), 8)
+        with Image.open(places / "reconstructions" / f"{step:09d}.png") as written:
+            assert np.array_equal(np.asarray(written), picture)
 
 
 def last_metrics(model: object, objective: object, folder, num_steps: int = 200) -> dict[str, float]:

@@ -14,12 +14,15 @@ from genray.cli import main
 from genray.config import Data, Eval
 from genray.data.images import ImageSet, load_images
 from genray.errors import ConfigError
+from genray.evaluation.latent import latents_of
 from genray.evaluation.scoring import score_snapshot
-from genray.fitting import Distribution, fit, latents_of, learn, mixture_of
+from genray.fitting import Distribution, fit, learn, mixture_of
 from genray.models.fitted_latents import MaskedFlows, SecondStage
 from genray.models.vae import MLPVAE
+from genray.models.vae_gan import ConvVAEGAN
 from genray.objectives.elbo import ELBO
 from genray.objectives.rae import RAE
+from genray.objectives.vae_gan import VAEGAN
 from genray.sampling import sample
 from genray.start import build_networks
 from genray.storage import RunFolder
@@ -94,7 +97,7 @@ def test_draws_of_a_fitted_model_lie_as_its_latents_do(
 ) -> None:
     fit(rae, tmp_path / "fitted", images, distribution=distribution, num_components=4, num_steps=300)
     fitted = snapshot.load(tmp_path / "fitted")
-    points = latents_of(fitted, images, seed=0)
+    points = latents_of(fitted, images.images, images.labels, seed=0)
     drawn = fitted.module.from_prior(torch.randn(20_000, fitted.module.latent_dim))  # type: ignore[operator]
     assert (points.mean(0).abs() > 1).any()
     torch.testing.assert_close(drawn.mean(0), points.mean(0), atol=0.2, rtol=0.1)
@@ -135,11 +138,17 @@ def test_run_of_a_model_with_what_is_fitted_after_training_is_refused(images: Im
         build_networks(config, images, RunFolder.open(str(tmp_path), "run"))
 
 
-def test_vae_is_fitted_to_draws_of_its_posteriors_not_to_their_means(images: ImageSet, tmp_path: Path) -> None:
-    vae = snapshot.load(snapshots.save(tmp_path / "vae", MODEL, ELBO(), data_digest=images.digest))
+@pytest.mark.parametrize(
+    ("model", "objective"),
+    [(MODEL, ELBO()), (ConvVAEGAN(latent_dim=3, width=8, discriminator_width=8), VAEGAN())],
+    ids=["vae", "vae-gan"],
+)
+def test_vae_is_fitted_to_draws_of_its_posteriors_not_to_their_means(model, objective, images, tmp_path: Path) -> None:
+    vae = snapshot.load(snapshots.save(tmp_path / "vae", model, objective, data_digest=images.digest))
     mu, logvar = vae.module.encode(images.images.float() / 127.5 - 1)  # type: ignore[operator]
     expected = logvar.exp().mean(0) + mu.var(0)
-    torch.testing.assert_close(latents_of(vae, images, seed=0).var(0), expected, rtol=0.15, atol=0.05)
+    points = latents_of(vae, images.images, images.labels, seed=0)
+    torch.testing.assert_close(points.var(0), expected, rtol=0.15, atol=0.05)
 
 
 def test_command_makes_a_snapshot_that_samples(rae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,13 +20,14 @@ from genray import cli, mlflow_champion, snapshot
 from genray.config import Data, Eval
 from genray.data.images import load_images
 from genray.errors import ConfigError, ProtocolError
-from genray.evaluation import every, extractors
+from genray.evaluation import card, every, extractors
 from genray.evaluation.protocol import Protocol
 from genray.evaluation.scoring import read_scores
 from genray.manifest import sha256
 from genray.mlflow_registry import register
 from genray.mlflow_tracking import start_run
 from genray.paths import resolved
+from genray.sampling import sample
 
 pytestmark = pytest.mark.mlflow
 
@@ -50,6 +52,17 @@ def written(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[0].numpy()).save(path)
     return tmp_path / "images"
+
+
+def test_sample_shows_samples_beside_the_nearest_training_images(tmp_path, extractor):
+    model = snapshots.save_generator(tmp_path / "model")
+    command = ["sample", str(model), "--kind", "nearest", "--num", "5", "--seed", "2", "--extractor", extractor]
+    assert cli.main(command) == 0
+    samples = sample(snapshot.load(model), 5, 2)
+    train = load_images(Data(name="digits"), "train")
+    expected = card.nearest_training_images(samples, train, snapshot.load(Path(extractor)), 64, None)
+    with Image.open("nearest.png") as picture:
+        assert np.array_equal(np.asarray(picture), expected)
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from genray.models.sngan import SNGANClassifier
 from genray.models.tokenizer import AdversarialTokenizer, Tokenizer
 from genray.models.vae import MLPVAE, AdversarialVAE
 from genray.models.vae_classifier import ConvVAEClassifier
+from genray.models.vae_gan import ConvVAEGAN
 from genray.objectives import Batch, Networks
 from genray.objectives.adversarial_tokenizer import AdversarialTokenization
 from genray.objectives.classification import Classification
@@ -24,6 +25,7 @@ from genray.objectives.elbo import ELBO
 from genray.objectives.latent_adversarial import LatentAdversarial
 from genray.objectives.rae import RAE
 from genray.objectives.tokenizer import Tokenization
+from genray.objectives.vae_gan import VAEGAN
 from genray.streams import Draws
 
 MLP = MLPVAE(latent_dim=3, hidden=16)
@@ -44,6 +46,12 @@ CASES: dict[str, tuple[Any, Any]] = {
     "hierarchy": (HierarchicalVAE(width=4, latent_channels=2, blocks_per_level=1), ELBO(bound="iwae", num_samples=2)),
     "factor": (AdversarialVAE(latent_dim=3, hidden=16), LatentAdversarial()),
     "adversarial latents": (AdversarialVAE(latent_dim=3, hidden=16), LatentAdversarial(form="adversarial", beta=0.0)),
+    "vae-gan": (
+        ConvVAEGAN(
+            latent_dim=3, width=4, norm="none", discriminator_width=4, discriminator_norm="none", conditional=True
+        ),
+        VAEGAN(),
+    ),
     "rae": (MLP, RAE(decoder_l2=0.1, gradient_penalty=0.1)),
     "vq": (VQ, Tokenization()),
     "fsq": (FSQ, Tokenization()),

@@ -7,8 +7,14 @@ import torch
 from PIL import Image
 
 from genray import cli, pictures, snapshot
+from genray.config import Data
+from genray.data.images import load_images
 from genray.errors import ConfigError
-from genray.sampling import grid, latents, sample, save_png, to_uint8
+from genray.evaluation.latent import latents_of
+from genray.models.vae import MLPVAE
+from genray.objectives.elbo import ELBO
+from genray.objectives.rae import RAE
+from genray.sampling import grid, latents, sample, save_png, to_float, to_uint8
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +84,86 @@ def test_style_mixing_of_an_image_with_itself_is_that_image(styled):
 def test_style_mixing_of_a_model_without_styles_is_refused(plain):
     with pytest.raises(ConfigError, match="--kind=styles: the model of 'digits-generator' has no styles"):
         pictures.draw("styles", plain, 2, 0, None, 1.0)
+
+
+def vae_told_the_label(directory, objective=None):
+    """With means, spreads and divergences of its three latents that differ."""
+
+    def scatter(module):
+        module.encoder[-1].weight.mul_(torch.tensor([1.0, 9.0, 4.0, 0.2, 0.2, 0.2])[:, None])
+        module.encoder[-1].bias[3:] = torch.tensor([-1.0, -0.5, -4.0])
+
+    model = MLPVAE(latent_dim=3, hidden=16, conditional=True)
+    return snapshots.save(directory, model, objective or ELBO(), change=scatter)
+
+
+def test_reconstructions_stand_beside_the_test_images_that_the_seed_picks(tmp_path):
+    directory, out = vae_told_the_label(tmp_path / "vae"), tmp_path / "r.png"
+    command = ["sample", str(directory), "--kind", "reconstructions", "--num", "6", "--seed", "3", "--out", str(out)]
+    assert cli.main(command) == 0
+    images, model = load_images(Data(name="digits"), "test"), snapshot.load(directory)
+    picked = torch.randperm(len(images.images), generator=torch.Generator().manual_seed(3))[:6]
+    own = images.images[picked]
+    back = to_uint8(model.module.reconstruct(to_float(own), images.labels[picked]))
+    pairs = torch.cat([torch.stack(pair) for pair in zip(own, back, strict=True)])
+    assert np.array_equal(np.asarray(Image.open(out)), grid(pairs, 8))
+
+
+def test_reconstructions_of_fewer_images_than_a_row_fill_it(tmp_path):
+    model = snapshot.load(snapshots.save_tokenizer(tmp_path / "tokenizer"))
+    images, columns = pictures.draw_of("reconstructions", model, load_images(Data(name="digits"), "test"), 2, 0)
+    assert images.shape == (4, 1, 8, 8) and columns == 4
+
+
+def test_reconstructions_of_a_generator_are_refused(plain):
+    with pytest.raises(ConfigError, match="is a generator, which reconstructs nothing"):
+        pictures.draw_of("reconstructions", plain, load_images(Data(name="digits"), "test"), 2, 0)
+
+
+def test_traversal_rows_change_one_latent_each_by_three_deviations_the_greatest_divergence_first(tmp_path):
+    model, images = snapshot.load(vae_told_the_label(tmp_path / "vae")), load_images(Data(name="digits"), "test")
+    made, columns = pictures.draw_of("traversals", model, images, 8, 4)
+    module = model.module
+    mu, logvar = module.encode(to_float(images.images), images.labels)
+    divergence = (0.5 * (mu**2 + logvar.exp() - 1 - logvar)).mean(0)
+    place = torch.randperm(len(images.images), generator=torch.Generator().manual_seed(4))[0]
+    points = latents_of(model, images.images, images.labels, 4)
+    rows = made.view(3, columns, 1, 8, 8)
+    assert columns == 11
+    for row, dim in zip(rows, divergence.argsort(descending=True), strict=True):
+        for column in (0, 10):
+            z = mu[place].clone()
+            z[dim] = points[:, dim].mean() + (column - 5) / 5 * 3 * points[:, dim].std()
+            expected = to_uint8(2 * module.decode(z[None], images.labels[place][None]).sigmoid() - 1)
+            assert (row[column].int() - expected[0].int()).abs().max() <= 1
+    assert not torch.equal(rows[0, 0], rows[0, 10])
+
+
+def test_traversals_of_a_regularised_autoencoder_begin_with_what_scatters_most(tmp_path):
+    model = snapshot.load(vae_told_the_label(tmp_path / "rae", RAE()))
+    images = load_images(Data(name="digits"), "test")
+    means = model.module.encode(to_float(images.images), images.labels)[0]
+    points = latents_of(model, images.images, images.labels, 0)
+    torch.testing.assert_close(points, means)
+    both, _ = pictures.draw_of("traversals", model, images, 1, 0)
+    last = means.var(0).argmax()
+    place = torch.randperm(len(images.images), generator=torch.Generator().manual_seed(0))[0]
+    z = means[place].clone()
+    z[last] = means[:, last].mean()
+    expected = to_uint8(2 * model.module.decode(z[None], images.labels[place][None]).sigmoid() - 1)
+    assert len(both) == 11 and (both[5].int() - expected[0].int()).abs().max() <= 1
+
+
+def test_traversals_of_a_model_without_a_vector_of_latents_are_refused(tmp_path):
+    model = snapshot.load(snapshots.save_tokenizer(tmp_path / "tokenizer"))
+    with pytest.raises(ConfigError, match="is a tokenizer without one vector of latents"):
+        pictures.draw_of("traversals", model, load_images(Data(name="digits"), "test"), 2, 0)
+
+
+@pytest.mark.parametrize("kind", pictures.OF_IMAGES)
+def test_picture_of_no_images_is_refused(plain, kind):
+    with pytest.raises(ConfigError, match="num=0 must be at least 1"):
+        pictures.draw_of(kind, plain, load_images(Data(name="digits"), "test"), 0, 0)
 
 
 @pytest.mark.parametrize("kind", pictures.KINDS)

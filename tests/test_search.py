@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from genray.errors import ConfigError
 from genray.evaluation.protocol import Protocol, Score
 from genray.presets import PRESETS, preset
-from genray.search import Search, best_first, objectives, pareto_front, parse_constraint, racing_config
+from genray.search import (
+    Search,
+    best_first,
+    objective_metrics,
+    objectives,
+    pareto_front,
+    parse_constraint,
+    racing_config,
+)
 from genray.space import Domain, active, apply, check_space, draw, grid, pairs, space_of
 from genray.spaces import SPACES
 
@@ -250,6 +258,14 @@ def test_space_of_every_preset_fits_its_config(name):
     check_space(SPACES[name], config)
     for number in range(20):
         apply(config, draw(SPACES[name], 0, number))
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [("digits-vae", "elbo"), ("mnist-rae", "fid"), ("digits-vae-gan", "fid"), ("digits-dcgan", "fid")],
+)
+def test_search_asks_for_elbo_only_where_a_bound_of_the_likelihood_is_trained(name, metric):
+    assert objective_metrics(preset(name), Search(name="s")) == (metric,)
 
 
 def test_unknown_field_of_a_space_names_the_nearest():

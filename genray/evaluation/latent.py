@@ -9,8 +9,10 @@ from torch import Tensor
 from genray.errors import ConfigError, ProtocolError
 from genray.evaluation.features import check_shape
 from genray.objectives.elbo import ACTIVE_VARIANCE
-from genray.sampling import to_float, to_uint8
+from genray.objectives.rae import RAE
+from genray.sampling import latents, reconstruct, to_float
 from genray.snapshot import Snapshot
+from genray.streams import derive_seed
 
 
 def mean_variance(mu: Tensor) -> Tensor:
@@ -38,7 +40,6 @@ def active_units(mu: Tensor) -> int:
     return int((mean_variance(mu) > ACTIVE_VARIANCE).sum())
 
 
-@torch.no_grad()
 def reconstructions(
     vae: Snapshot, images: Tensor, batch_size: int = 256, labels: Tensor | None = None
 ) -> Iterator[Tensor]:
@@ -52,9 +53,31 @@ def reconstructions(
     if vae.product not in ("vae", "tokenizer"):
         raise ConfigError(f"snapshot of {vae.task!r} is a {vae.product}, which reconstructs nothing; use a VAE's")
     check_shape(vae.product, vae, images)
-    module: Any = vae.module.eval()
-    device = next(module.parameters()).device
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)
-        own = labels[part].to(device) if module.num_labels and labels is not None else None
-        yield to_uint8(module.reconstruct(to_float(images[part].to(device)), own)).cpu()
+        yield reconstruct(vae.module, images[part], None if labels is None else labels[part])
+
+
+@torch.no_grad()
+def latents_of(
+    vae: Snapshot, images: Tensor, labels: Tensor, seed: int, draw: int = 0, batch_size: int = 256
+) -> Tensor:
+    """Latents (N, latent_dim) of images, uint8 (N, C, H, W), of labels (N,).
+
+    The draw of this number from each posterior; of a regularised autoencoder, which trains none, its mean.
+    """
+    module: Any = vae.module.eval()
+    noise = latents(len(images), int(module.latent_dim), derive_seed(seed, "fit/posterior", draw))
+    if not has_posterior(vae):
+        noise = torch.zeros_like(noise)
+    found = []
+    for start in range(0, len(images), batch_size):
+        part = slice(start, start + batch_size)
+        own = labels[part] if module.num_labels else None
+        found.append(module(to_float(images[part]), noise[part], own).z)
+    return torch.cat(found)
+
+
+def has_posterior(vae: Snapshot) -> bool:
+    """Whether the spread of its latents of an image was trained."""
+    return not isinstance(vae.config.objective, RAE)

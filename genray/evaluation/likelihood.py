@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genray.errors import ConfigError, DivergenceError
 from genray.evaluation.features import check_shape
-from genray.objectives.elbo import ELBO
+from genray.objectives.elbo import ELBO, bound_of
 from genray.objectives.regularisers import gaussian_kl
 from genray.sampling import latents, to_float
 from genray.snapshot import Snapshot
@@ -141,7 +141,7 @@ def bits_per_dim(nats: float, num_dims: int, likelihood: str) -> float:
 
 def has_likelihood(model: Snapshot) -> bool:
     """Whether the objective of the snapshot is a bound of the likelihood."""
-    return isinstance(getattr(model.config.objective, "elbo", model.config.objective), ELBO)
+    return bound_of(model.config.objective) is not None
 
 
 def objective_of(vae: Snapshot) -> ELBO:
@@ -150,8 +150,8 @@ def objective_of(vae: Snapshot) -> ELBO:
     Raises:
         ConfigError: the snapshot was trained otherwise.
     """
-    objective = getattr(vae.config.objective, "elbo", vae.config.objective)
-    if not isinstance(objective, ELBO):
+    objective = bound_of(vae.config.objective)
+    if objective is None:
         raise ConfigError(
             f"snapshot of {vae.task!r} is a {vae.product}, which was not trained on a bound of the likelihood; "
             "elbo is scored of a VAE only"

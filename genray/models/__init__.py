@@ -21,6 +21,7 @@ from genray.models.tokenizer import AdversarialTokenizer, Tokenizer
 from genray.models.torchvision_resnet import TorchvisionResNet
 from genray.models.vae import MLPVAE, AdversarialVAE, ConvVAE
 from genray.models.vae_classifier import ConvVAEClassifier
+from genray.models.vae_gan import ConvVAEGAN
 
 
 class Model(Protocol):
@@ -48,6 +49,7 @@ MODELS: dict[str, type[Model]] = {
     "conv-vae": ConvVAE,
     "mlp-vae": MLPVAE,
     "adversarial-vae": AdversarialVAE,
+    "conv-vae-gan": ConvVAEGAN,
     "hierarchical-vae": HierarchicalVAE,
     "tokenizer": Tokenizer,
     "adversarial-tokenizer": AdversarialTokenizer,

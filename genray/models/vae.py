@@ -157,6 +157,7 @@ class AdversarialVAE(MLPVAE):
     """The same beside a discriminator of latents."""
 
     modules: ClassVar[tuple[str, ...]] = ("vae", "discriminator")
+    judges: ClassVar[str] = "latents"
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, nn.Module]:
         """A fresh `vae` for images of (C, H, W), and a `discriminator` with its hidden layers twice."""

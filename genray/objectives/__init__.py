@@ -9,6 +9,7 @@ from genray.objectives.gan import GAN
 from genray.objectives.latent_adversarial import LatentAdversarial
 from genray.objectives.rae import RAE
 from genray.objectives.tokenizer import Tokenization
+from genray.objectives.vae_gan import VAEGAN
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "gan": GAN,
@@ -16,6 +17,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "classification": Classification,
     "latent-adversarial": LatentAdversarial,
     "rae": RAE,
+    "vae-gan": VAEGAN,
     "tokenization": Tokenization,
     "adversarial-tokenization": AdversarialTokenization,
     "code-prediction": CodePrediction,

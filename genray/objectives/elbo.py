@@ -212,3 +212,9 @@ class ELBO:
 
 
 _CHARGES = ("free_bits", "capacity", "total_correlation", "mmd")
+
+
+def bound_of(objective: Any) -> ELBO | None:
+    """The bound of the likelihood that an objective raises, alone or beside other things; None: it raises none."""
+    bound = getattr(objective, "elbo", objective)
+    return bound if isinstance(bound, ELBO) else None

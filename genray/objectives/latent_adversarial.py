@@ -62,7 +62,7 @@ class LatentAdversarial:
 
     def check(self, model: Any) -> None:
         """Raises ValueError for a model of other modules, or one whose decoder says something else of the pixels."""
-        require_modules("latent-adversarial", ("vae", "discriminator"), model)
+        require_modules("latent-adversarial", ("vae", "discriminator"), model, judges="latents")
         likelihoods.check_output(self.likelihood, model)
 
     def prepare(self, networks: Networks, batch: Batch) -> tuple[Any, Tensor]:

@@ -4,10 +4,12 @@ from genray.config import Cluster, Config, Data, Eval, Optim, Run, Train
 from genray.models.hierarchical_vae import HierarchicalVAE
 from genray.models.tokenizer import AdversarialTokenizer, Tokenizer
 from genray.models.vae import MLPVAE, ConvVAE
+from genray.models.vae_gan import ConvVAEGAN
 from genray.objectives.adversarial_tokenizer import AdversarialTokenization
 from genray.objectives.elbo import ELBO
 from genray.objectives.rae import RAE
 from genray.objectives.tokenizer import Tokenization
+from genray.objectives.vae_gan import VAEGAN
 
 
 def digits_vae() -> Config:
@@ -129,6 +131,24 @@ def cifar10_hierarchical_vae() -> Config:
     )
 
 
+def digits_vae_gan() -> Config:
+    """VAE of the digits whose reconstructions are compared by the features of a discriminator.
+
+    Hardware: one CPU core
+    Time: 35 CPU-seconds
+    Score: FID 17.2 ± 0.4, reconstruction FID 1.25 (features of digits-classifier); of digits-vae 18.1 and 3.47
+    """
+    return Config(
+        run=Run(name="digits-vae-gan"),
+        data=Data(name="digits"),
+        model=ConvVAEGAN(latent_dim=16, width=32),
+        objective=VAEGAN(beta=2.0),
+        optim=Optim(lr=1e-3, betas=(0.5, 0.99)),
+        train=Train(num_steps=1500, global_batch_size=64, sample_every=250, ema_half_life=5_000),
+        eval=Eval(num_samples=2_000),
+    )
+
+
 def digits_tokenizer() -> Config:
     """Vector-quantised autoencoder of the digits, 4 x 4 codes an image.
 
@@ -142,7 +162,7 @@ def digits_tokenizer() -> Config:
         model=Tokenizer(num_codes=64, code_dim=8, width=16, num_downsamplings=1),
         objective=Tokenization(),
         optim=Optim(lr=1e-3),
-        train=Train(num_steps=1000, global_batch_size=64, sample_every=0, ema_half_life=2_000),
+        train=Train(num_steps=1000, global_batch_size=64, sample_every=250, ema_half_life=2_000),
     )
 
 
@@ -159,7 +179,7 @@ def mnist_tokenizer() -> Config:
         model=Tokenizer(num_codes=256, code_dim=16, width=16),
         objective=Tokenization(),
         optim=Optim(lr=1e-3, schedule="cosine"),
-        train=Train(num_steps=3000, global_batch_size=64, sample_every=0, ema_half_life=10_000),
+        train=Train(num_steps=3000, global_batch_size=64, ema_half_life=10_000),
     )
 
 
@@ -176,7 +196,7 @@ def cifar10_tokenizer() -> Config:
         model=Tokenizer(quantizer="fsq", width=64, num_blocks=2),
         objective=Tokenization(sigma=0.05),
         optim=Optim(lr=3e-4, schedule="cosine", warmup_samples=20_000),
-        train=Train(num_steps=50_000, global_batch_size=128, sample_every=0, precision="bf16", checkpoint_every=2_000),
+        train=Train(num_steps=50_000, global_batch_size=128, precision="bf16", checkpoint_every=2_000),
         cluster=Cluster(use_gpu=True),
     )
 
@@ -194,7 +214,7 @@ def digits_kl_tokenizer() -> Config:
         model=Tokenizer(quantizer="none", code_dim=4, width=16),
         objective=Tokenization(),
         optim=Optim(lr=1e-3),
-        train=Train(num_steps=1000, global_batch_size=64, sample_every=0, ema_half_life=2_000),
+        train=Train(num_steps=1000, global_batch_size=64, sample_every=250, ema_half_life=2_000),
     )
 
 
@@ -213,7 +233,7 @@ def cifar10_kl_tokenizer() -> Config:
             sigma=0.05, adversarial_start_samples=500_000, adversarial_warmup_samples=500_000
         ),
         optim=Optim(lr=3e-4, betas=(0.5, 0.9), schedule="cosine", warmup_samples=20_000),
-        train=Train(num_steps=50_000, global_batch_size=128, sample_every=0, precision="bf16", checkpoint_every=2_000),
+        train=Train(num_steps=50_000, global_batch_size=128, precision="bf16", checkpoint_every=2_000),
         cluster=Cluster(use_gpu=True),
     )
 
@@ -231,7 +251,7 @@ def mnist_adversarial_tokenizer() -> Config:
         model=AdversarialTokenizer(num_codes=256, code_dim=16, width=16, discriminator_width=16),
         objective=AdversarialTokenization(),
         optim=Optim(lr=1e-3, betas=(0.5, 0.9), schedule="cosine"),
-        train=Train(num_steps=4000, global_batch_size=64, sample_every=0, ema_half_life=10_000),
+        train=Train(num_steps=4000, global_batch_size=64, ema_half_life=10_000),
     )
 
 
@@ -242,6 +262,7 @@ VAES = (
     mnist_rae,
     digits_hierarchical_vae,
     cifar10_hierarchical_vae,
+    digits_vae_gan,
     digits_tokenizer,
     mnist_tokenizer,
     cifar10_tokenizer,
