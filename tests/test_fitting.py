@@ -88,6 +88,20 @@ def test_learning_keeps_the_step_that_was_best_for_points_held_out() -> None:
         assert distribution.log_density(own).mean() < best + 1.5
 
 
+def test_points_held_out_teach_nothing() -> None:
+    points, _ = banana(100, seed=1)
+    other = points.clone()
+    other[0, torch.randperm(100, generator=generator(0, "fit/split"))[:10]] += 1
+    states = []
+    for each in (points, other):
+        torch.manual_seed(0)
+        distribution = MaskedFlows(2, 2, hidden=16)
+        learn(distribution, each, 3, seed=0)
+        states.append(distribution.state_dict())
+    assert not torch.equal(points, other)
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
 @pytest.mark.parametrize("distribution", ["mixture", "second-stage", "flows"])
 def test_draws_of_a_fitted_model_lie_as_its_latents_do(
     distribution: Distribution, rae: Path, images: ImageSet, tmp_path: Path
