@@ -8,6 +8,7 @@ import importlib.metadata
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -102,7 +103,11 @@ def signature(made: Snapshot) -> ModelSignature:
     if made.product == "classifier":
         return ModelSignature(outputs=Schema([ColSpec("float", name) for name in made.classes]))
     if made.product == "tokenizer":
-        return ModelSignature(inputs=Schema([images]), outputs=Schema([TensorSpec(np.dtype(np.int64), (-1, -1, -1))]))
+        module: Any = made.module
+        codes = TensorSpec(np.dtype(np.int64), (-1, *module.latent_shape[1:]))
+        if module.continuous:
+            codes = TensorSpec(np.dtype(np.float32), (-1, *module.latent_shape))
+        return ModelSignature(inputs=Schema([images]), outputs=Schema([codes]))
     return ModelSignature(
         inputs=Schema([ColSpec("long", "n"), ColSpec("long", "seed"), ColSpec("long", "label", required=False)]),
         outputs=Schema([images]),

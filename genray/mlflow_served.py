@@ -172,7 +172,7 @@ class ServedTokenizer(ServedModel):
 
     @torch.no_grad()
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
-        """Codes, int64 (B, h, w), of images, uint8 (B, H, W, C)."""
+        """Codes, int64 (B, h, w), or continuous latents, float32 (B, D, h, w), of images, uint8 (B, H, W, C)."""
         rows = []
         for start in range(0, len(model_input), SERVED_BATCH_SIZE):
             pixels = torch.from_numpy(np.ascontiguousarray(model_input[start : start + SERVED_BATCH_SIZE]))

@@ -52,6 +52,11 @@ _CODES: Space = {
     "optim.weight_decay": Domain("log", (1e-3, 0.3)),
     "objective.corruption": Domain("uniform", (0.0, 0.4)),
 }
+_KL: Space = {
+    "optim.lr": Domain("log", (1e-4, 3e-3)),
+    "objective.beta": Domain("log", (1e-4, 1.0)),
+    "model.code_dim": Domain("choice", (2, 4, 8, 16)),
+}
 _CLASSIFIER: Space = {
     "optim.lr": Domain("log", (1e-4, 1e-2)),
     "optim.weight_decay": Domain("log", (1e-3, 0.3)),
@@ -76,6 +81,8 @@ SPACES: dict[str, Space] = {
     "digits-tokenizer": _VQ,
     "mnist-tokenizer": _VQ,
     "cifar10-tokenizer": _FSQ,
+    "digits-kl-tokenizer": _KL,
+    "cifar10-kl-tokenizer": _KL | _ADVERSARIAL,
     "mnist-adversarial-tokenizer": _ADVERSARIAL,
     "digits-code-transformer": _CODES,
     "mnist-code-transformer": _CODES,

@@ -50,8 +50,8 @@ def save_acgan(directory, **options):
     return save(directory, model, GAN(class_loss=1.0), **options)
 
 
-def save_tokenizer(directory, **options):
-    model = Tokenizer(num_codes=16, code_dim=4, width=8, num_downsamplings=1)
+def save_tokenizer(directory, quantizer="vq", **options):
+    model = Tokenizer(quantizer=quantizer, num_codes=16, code_dim=4, width=8, num_downsamplings=1)
     return save(directory, model, Tokenization(), **options)
 
 

@@ -26,6 +26,8 @@ from genray.trainer import train
 
 VQ = Tokenizer(num_codes=32, code_dim=4, width=8, num_downsamplings=1)
 FSQ = Tokenizer(quantizer="fsq", levels=(5, 5), width=8, num_downsamplings=1)
+KL = Tokenizer(quantizer="none", code_dim=1, width=8, num_downsamplings=1)
+TOKENIZERS = pytest.mark.parametrize("model", [VQ, FSQ, KL], ids=["vq", "fsq", "kl"])
 
 
 def autoencoder_config(model: object, objective: object, num_steps: int, **train: object) -> Config:
@@ -45,14 +47,14 @@ def psnr_of(folder: RunFolder, step: int) -> float:
     return score.value
 
 
-@pytest.mark.parametrize("model", [VQ, FSQ], ids=["vq", "fsq"])
+@TOKENIZERS
 def test_tokenizer_of_digits_gains_3_db_by_training(model: Tokenizer, tmp_path) -> None:
     folder = run(autoencoder_config(model, Tokenization(), 100, checkpoint_every=100), tmp_path)
     early = run(autoencoder_config(model, Tokenization(), 1), tmp_path / "early")
     assert psnr_of(folder, 100) > psnr_of(early, 1) + 3
 
 
-@pytest.mark.parametrize("model", [VQ, FSQ], ids=["vq", "fsq"])
+@TOKENIZERS
 def test_tokenizer_resumed_from_a_checkpoint_ends_bit_identical(model: Tokenizer, tmp_path) -> None:
     whole = run(autoencoder_config(model, Tokenization(), 6), tmp_path / "whole")
     run(autoencoder_config(model, Tokenization(), 3), tmp_path / "halves")

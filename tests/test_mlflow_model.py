@@ -50,6 +50,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, P
         "sngan": snapshots.save_sngan(base / "sngan"),
         "vae": snapshots.save_vae(base / "vae"),
         "tokenizer": snapshots.save_tokenizer(base / "tokenizer"),
+        "continuous": snapshots.save_tokenizer(base / "continuous", quantizer="none"),
         "classifier": snapshots.save_classifier(base / "classifier"),
     }
     for kind, directory in made.items():
@@ -79,8 +80,9 @@ def test_model_folder_holds_these_files_and_no_pickle(folders: dict[str, tuple[P
         assert (model / "artifacts" / name).read_bytes() == (folders[kind][0] / name).read_bytes()
 
 
-def test_served_tokenizer_gives_the_codes_of_its_snapshot(folders: dict[str, tuple[Path, Path]]) -> None:
-    directory, model = folders["tokenizer"]
+@pytest.mark.parametrize("kind", ["tokenizer", "continuous"])
+def test_served_tokenizer_gives_the_codes_of_its_snapshot(folders: dict[str, tuple[Path, Path]], kind: str) -> None:
+    directory, model = folders[kind]
     images = torch.randint(256, (5, 1, 8, 8), dtype=torch.uint8)
     served = mlflow_model.mlflow.pyfunc.load_model(str(model)).predict(nhwc(images))
     network: torch.nn.Module = snapshot.load(directory).module

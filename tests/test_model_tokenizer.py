@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from genray.models.latent_map import Unquantized
 from genray.models.tokenizer import DEAD_USE, FSQ, USE_DECAY, VQ, Tokenizer, nearest
 
 
@@ -85,6 +86,52 @@ def test_fsq_gradient_is_that_of_the_values_before_rounding() -> None:
     FSQ((5,))(features)[0].sum().backward()
     expected = (1 - torch.tanh(features.detach()) ** 2) * 2.002 / 2
     torch.testing.assert_close(features.grad, expected)
+
+
+def test_continuous_latents_are_drawn_from_their_posteriors() -> None:
+    mu, logvar, noise = torch.randn(3, 2, 4, 5, 6).unbind()
+    z, *told = Unquantized(4)(torch.cat([mu, logvar], dim=1), noise)
+    shares = torch.distributions.Normal(0.0, 1.0).cdf(noise)
+    torch.testing.assert_close(z, torch.distributions.Normal(mu, (logvar / 2).exp()).icdf(shares), atol=1e-4, rtol=1e-4)
+    assert torch.equal(told[0], mu) and torch.equal(told[1], logvar)
+
+
+def test_scaled_latents_have_mean_0_and_deviation_1_and_come_back() -> None:
+    quantizer, latents = Unquantized(3), 5 + 7 * torch.randn(400, 3, 4, 4)
+    for _ in range(1500):
+        quantizer.learn(latents.mean(dim=(0, 2, 3)), latents.square().mean(dim=(0, 2, 3)))
+    scaled = quantizer.scaled(latents)
+    torch.testing.assert_close(scaled.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(scaled.std(dim=(0, 2, 3)), torch.ones(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(quantizer.values(scaled), latents)
+
+
+def test_moments_of_latents_after_one_step_are_running_means() -> None:
+    quantizer = Unquantized(2)
+    quantizer.learn(torch.tensor([4.0, 0.0]), torch.tensor([20.0, 3.0]))
+    torch.testing.assert_close(quantizer.mean, torch.tensor([0.04, 0.0]))
+    torch.testing.assert_close(quantizer.variance, torch.tensor([0.99 + 0.2 - 0.04**2, 0.99 + 0.03]))
+
+
+def test_latents_that_never_change_are_scaled_to_finite_numbers() -> None:
+    quantizer = Unquantized(1)
+    quantizer.mean.fill_(3.0)
+    quantizer.square.fill_(9.0)
+    assert quantizer.scaled(torch.full((1, 1, 2, 2), 3.0)).abs().max() == 0
+
+
+def test_continuous_tokenizer_decodes_the_middle_of_the_posteriors_that_it_encodes() -> None:
+    network = Tokenizer(quantizer="none", width=8, code_dim=6).build((3, 16, 24), 0)["tokenizer"].eval()
+    network.quantizer.mean.normal_()
+    network.quantizer.square.fill_(9.0)
+    images = torch.rand(2, 3, 16, 24) * 2 - 1
+    found, latents = network(images), network.encode(images)
+    assert latents.shape == (2, *network.latent_shape) == (2, 6, 4, 6)
+    torch.testing.assert_close(network.quantizer.values(latents), found.features)
+    torch.testing.assert_close(network.decode(latents), found.logits)
+    drawn = network(images, torch.ones(2, 6, 4, 6))
+    expected = network.decoder(found.features + torch.exp(0.5 * found.logvar))
+    torch.testing.assert_close(drawn.logits, expected)
 
 
 @pytest.mark.parametrize("quantizer", ["vq", "fsq"])

@@ -47,6 +47,7 @@ CASES: dict[str, tuple[Any, Any]] = {
     "rae": (MLP, RAE(decoder_l2=0.1, gradient_penalty=0.1)),
     "vq": (VQ, Tokenization()),
     "fsq": (FSQ, Tokenization()),
+    "continuous": (replace(VQ, quantizer="none"), Tokenization(beta=0.5)),
     "adversarial": (
         AdversarialTokenizer(num_codes=8, code_dim=3, width=4, num_downsamplings=1, discriminator_width=4),
         AdversarialTokenization(adversarial_start_samples=0, adversarial_warmup_samples=0),

@@ -1,7 +1,7 @@
-"""Autoencoders with a map of discrete codes between encoder and decoder: image tokenizers.
+"""Autoencoders with a map of codes, or of continuous latents, between encoder and decoder: image tokenizers.
 
 van den Oord et al. 2017, arXiv:1711.00937 (vector quantisation); Mentzer et al. 2023, arXiv:2309.15505
-(finite scalar quantisation).
+(finite scalar quantisation); continuous latents: `latent_map.py`.
 """
 
 import math
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genray.models.knobs import at_least, check_halvings
+from genray.models.latent_map import Unquantized
 
 USE_DECAY = 0.99
 """Per step: how much of the past the running use of the codes, and the codes themselves, keep."""
@@ -27,11 +28,13 @@ class Tokenized(NamedTuple):
     logits: Tensor
     """(B, C, H, W): the sigmoid is the pixel in [0, 1]."""
     codes: Tensor
-    """(B, h, w), int64: which code each place has."""
+    """(B, h, w), int64: which code each place has; or continuous latents (B, code_dim, h, w), see `encode`."""
     features: Tensor
-    """(B, code_dim, h, w): what was quantised."""
+    """(B, code_dim, h, w): what was quantised; or the means of the continuous latents."""
     quantized: Tensor | None
     """(B, code_dim, h, w): the codes that it became, without gradient; None where codes are not learned."""
+    logvar: Tensor | None = None
+    """(B, code_dim, h, w): log variances of continuous latents; None where there are codes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +46,13 @@ class Tokenizer:
 
     modules: ClassVar[tuple[str, ...]] = ("tokenizer",)
 
-    quantizer: Literal["vq", "fsq"] = "vq"
-    """vq: the nearest of learned codes; fsq: every feature rounded to a few levels, a code for each combination."""
+    quantizer: Literal["vq", "fsq", "none"] = "vq"
+    """vq: the nearest of learned codes; fsq: every feature rounded to a few levels, a code for each combination; none:
+    continuous latents with a normal posterior (KL autoencoder)."""
     num_codes: int = 512
     """Learned codes; vq only."""
     code_dim: int = 32
-    """Numbers in a code; vq only."""
+    """Numbers in a code, or in the latent of a place; not fsq."""
     levels: tuple[int, ...] = (8, 5, 5, 5)
     """Levels of each feature, at least 2; fsq only."""
     width: int = 32
@@ -78,12 +82,22 @@ class Tokenizer:
             ValueError: a size that cannot be halved as often.
         """
         self.check(image_shape)
-        quantizer: nn.Module = FSQ(self.levels) if self.quantizer == "fsq" else VQ(self.num_codes, self.code_dim)
-        dim = len(self.levels) if self.quantizer == "fsq" else self.code_dim
+        quantizer, dim = self._quantizer()
         widths = [min(self.max_width, self.width * 2**level) for level in range(self.num_downsamplings + 1)]
-        encoder = _encoder(image_shape[0], widths, dim, self.num_blocks)
+        encoder = _encoder(image_shape[0], widths, dim * (1 + (self.quantizer == "none")), self.num_blocks)
         decoder = _decoder(image_shape[0], widths, dim, self.num_blocks)
-        return {"tokenizer": TokenizerNetwork(encoder, quantizer, decoder)}
+        height, width = (side >> self.num_downsamplings for side in image_shape[1:])
+        return {"tokenizer": TokenizerNetwork(encoder, quantizer, decoder, (dim, height, width))}
+
+    def _quantizer(self) -> tuple[nn.Module, int]:
+        """A fresh quantiser, and the channels that go through it."""
+        match self.quantizer:
+            case "vq":
+                return VQ(self.num_codes, self.code_dim), self.code_dim
+            case "fsq":
+                return FSQ(self.levels), len(self.levels)
+            case "none":
+                return Unquantized(self.code_dim), self.code_dim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,12 +271,16 @@ class FSQ(nn.Module):
 
 
 class TokenizerNetwork(nn.Module):
-    """Encoder, quantiser, decoder; images in [-1, 1] to codes, and codes to images."""
+    """Encoder, quantiser, decoder; images in [-1, 1] to codes, or to continuous latents, and these to images."""
 
     num_labels = 0
 
-    def __init__(self, encoder: nn.Module, quantizer: nn.Module, decoder: nn.Module) -> None:
+    def __init__(
+        self, encoder: nn.Module, quantizer: nn.Module, decoder: nn.Module, latent_shape: tuple[int, int, int]
+    ) -> None:
         super().__init__()
+        self.latent_shape = latent_shape
+        self.continuous = isinstance(quantizer, Unquantized)
         self.encoder = encoder
         self.quantizer = quantizer
         self.decoder = decoder
@@ -272,12 +290,16 @@ class TokenizerNetwork(nn.Module):
         return self.encoder(images).float()  # type: ignore[no-any-return]
 
     def encode(self, images: Tensor) -> Tensor:
-        """Codes (B, h, w), int64, of images (B, C, H, W)."""
-        codes: Tensor = self.quantizer(self.features(images))[1]
+        """Codes (B, h, w), int64, of images (B, C, H, W); or continuous latents (B, code_dim, h, w).
+
+        These are the means of their posteriors, scaled to mean 0 and deviation 1 over the images of training.
+        """
+        found = self.quantizer(self.features(images))
+        codes: Tensor = self.quantizer.scaled(found[1]) if self.continuous else found[1]  # type: ignore[operator]
         return codes
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Logits (B, C, H, W) of codes (B, h, w)."""
+        """Logits (B, C, H, W) of what `encode` gives."""
         logits: Tensor = self.decoder(self.quantizer.values(codes))  # type: ignore[operator]
         return logits
 
@@ -285,9 +307,17 @@ class TokenizerNetwork(nn.Module):
         """Images (B, C, H, W) in [-1, 1] as they come back from their codes; labels are not used."""
         return 2 * torch.sigmoid(self.decode(self.encode(images)).float()) - 1
 
-    def forward(self, images: Tensor) -> Tokenized:
-        """Everything that the losses read of images (B, C, H, W) in [-1, 1]."""
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tokenized:
+        """Everything that the losses read of images (B, C, H, W) in [-1, 1].
+
+        Args:
+            images: (B, C, H, W) in [-1, 1].
+            noise: (B, *latent_shape), standard normal, with which continuous latents are drawn. None: their means.
+        """
         features = self.features(images)
+        if self.continuous:
+            z, mu, logvar = self.quantizer(features, noise)
+            return Tokenized(self.decoder(z), self.quantizer.scaled(mu), mu, None, logvar)  # type: ignore[operator]
         taken, codes, quantized = self.quantizer(features)
         return Tokenized(self.decoder(taken), codes, features, quantized)
 

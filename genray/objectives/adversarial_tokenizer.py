@@ -17,12 +17,12 @@ from genray import distributed
 from genray.models.tokenizer import VQ
 from genray.objectives.base import Batch, Networks, Phase
 from genray.objectives.matching import require_modules
-from genray.objectives.tokenizer import learn_codebook, reconstruction_loss, start_codebook
+from genray.objectives.tokenizer import learn_codes, reconstruction_loss, start_codebook, tokenize
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialTokenization:
-    """Reconstruction, commitment, perceptual and adversarial loss of a tokenizer; a hinge loss of the discriminator."""
+    """Losses of `Tokenization` with a perceptual and an adversarial one; a hinge loss of the discriminator."""
 
     likelihood: Literal["bernoulli", "gaussian"] = "gaussian"
     """Distribution of a pixel in [0, 1] given the codes."""
@@ -30,6 +30,8 @@ class AdversarialTokenization:
     """Standard deviation of a pixel, on a scale of 0 to 1; gaussian only."""
     commitment: float = 0.25
     """Weight of the squared distance of the features to their codes, in 1 / (2 sigma²) if gaussian; vq only."""
+    beta: float = 0.1
+    """Weight of the divergence of continuous latents from N(0, 1), in nats; model.quantizer=none only."""
     perceptual: str | None = None
     """Folder of a classifier's snapshot, on every node, whose features are compared. None: no perceptual term."""
     perceptual_weight: float = 100.0
@@ -45,7 +47,7 @@ class AdversarialTokenization:
 
     def __post_init__(self) -> None:
         for name in (
-            "commitment", "perceptual_weight", "adversarial", "adversarial_start_samples",
+            "commitment", "beta", "perceptual_weight", "adversarial", "adversarial_start_samples",
             "adversarial_warmup_samples", "max_adversarial_weight",
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
@@ -79,7 +81,7 @@ class AdversarialTokenization:
         bare: Any = networks.bare["tokenizer"]
         if batch.step == 0 and isinstance(bare.quantizer, VQ):
             start_codebook(bare, batch)
-        return networks.wrapped["tokenizer"](batch.images)
+        return tokenize(networks, batch)
 
     def loss(
         self, phase: str, part: str, networks: Networks, batch: Batch, shared: Any
@@ -115,7 +117,7 @@ class AdversarialTokenization:
             "tokenizer/adversarial": adversarial,
             "tokenizer/adversarial_weight": weight,
         }
-        metrics |= learn_codebook(bare.quantizer, found, loss, batch)
+        metrics |= learn_codes(bare.quantizer, found, loss, batch)
         return loss, {name: value.detach() for name, value in metrics.items()}
 
 

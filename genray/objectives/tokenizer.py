@@ -1,7 +1,8 @@
-"""Reconstruction through discrete codes, whose codebook follows the encoder.
+"""Reconstruction through discrete codes, whose codebook follows the encoder, or through continuous latents.
 
 van den Oord et al. 2017, arXiv:1711.00937, equation 3 and appendix A.1 (codes as running means); dead codes
-revived: Dhariwal et al. 2020, arXiv:2005.00341, section 3.2.
+revived: Dhariwal et al. 2020, arXiv:2005.00341, section 3.2; continuous latents with a slight charge on their
+divergence from the normal distribution: Rombach et al. 2022, arXiv:2112.10752, section 3.1.
 """
 
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from genray.models.tokenizer import DEAD_USE, VQ
 from genray.objectives import likelihoods
 from genray.objectives.base import Batch, Networks, Phase
 from genray.objectives.matching import require_modules
+from genray.objectives.regularisers import gaussian_kl
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenization:
-    """Reconstruction loss in nats per image, plus what the encoder pays for its distance to the codes."""
+    """Reconstruction loss in nats per image, plus what the encoder pays for its distance to the codes or the prior."""
 
     likelihood: Literal["bernoulli", "gaussian"] = "gaussian"
     """Distribution of a pixel in [0, 1] given the codes."""
@@ -27,12 +29,15 @@ class Tokenization:
     """Standard deviation of a pixel, on a scale of 0 to 1; gaussian only."""
     commitment: float = 0.25
     """Weight of the squared distance of the features to their codes, in 1 / (2 sigma²) if gaussian; vq only."""
+    beta: float = 0.1
+    """Weight of the divergence of continuous latents from N(0, 1), in nats; model.quantizer=none only."""
 
     def __post_init__(self) -> None:
         if not self.sigma > 0:
             raise ValueError(f"objective.sigma={self.sigma!r} must be above 0, e.g. 0.1")
-        if not self.commitment >= 0:
-            raise ValueError(f"objective.commitment={self.commitment!r} must be at least 0")
+        for name in ("commitment", "beta"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"objective.{name}={getattr(self, name)!r} must be at least 0")
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -57,16 +62,23 @@ class Tokenization:
     def loss(
         self, phase: str, part: str, networks: Networks, batch: Batch, shared: None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss per image, and metrics; the codebook moves with it."""
-        found = networks.wrapped["tokenizer"](batch.images)
+        """Mean loss per image, and metrics; the codebook, or the scale of the latents, moves with it."""
+        found = tokenize(networks, batch)
         loss, metrics = reconstruction_loss(self, found, batch)
         bare: Any = networks.bare["tokenizer"]
-        metrics |= learn_codebook(bare.quantizer, found, loss, batch)
+        metrics |= learn_codes(bare.quantizer, found, loss, batch)
         return loss, {name: value.detach() for name, value in metrics.items()}
 
 
+def tokenize(networks: Networks, batch: Batch) -> Any:
+    """What the tokenizer gives of the batch, with its graph; continuous latents are drawn from their posteriors."""
+    bare: Any = networks.bare["tokenizer"]
+    noise = batch.draws.normal("posterior", *bare.latent_shape) if bare.continuous else None
+    return networks.wrapped["tokenizer"](batch.images, noise)
+
+
 def reconstruction_loss(objective: Any, found: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Negative log likelihood and commitment of what a tokenizer gave, and their metrics."""
+    """Negative log likelihood of what a tokenizer gave, with its commitment or divergence, and their metrics."""
     targets = (batch.images.float() + 1) / 2
     recon_loss = likelihoods.nll(objective.likelihood, found.logits.float(), targets, objective.sigma).mean()
     squared_error = (torch.sigmoid(found.logits.float()) - targets).square().mean()
@@ -75,6 +87,10 @@ def reconstruction_loss(objective: Any, found: Any, batch: Batch) -> tuple[Tenso
         "tokenizer/recon_loss": recon_loss,
         "tokenizer/squared_error": squared_error,
     }
+    if found.logvar is not None:
+        kl = gaussian_kl(found.features, found.logvar).flatten(1).sum(dim=1).mean()
+        loss = recon_loss + objective.beta * kl
+        return loss, metrics | {"tokenizer/loss": loss, "tokenizer/kl": kl}
     if found.quantized is None:
         return recon_loss, metrics
     commitment = (found.features - found.quantized).square().flatten(1).sum(dim=1).mean()
@@ -93,11 +109,17 @@ def start_codebook(tokenizer: Any, batch: Batch) -> None:
 
 
 @torch.no_grad()
-def learn_codebook(quantizer: Any, found: Any, loss: Tensor, batch: Batch) -> dict[str, Tensor]:
+def learn_codes(quantizer: Any, found: Any, loss: Tensor, batch: Batch) -> dict[str, Tensor]:
     """Moves use and codes by what all ranks have seen, and says how much of the codebook is used.
 
-    A step whose loss is not finite on any rank moves nothing.
+    Of continuous latents it moves the scale, and says what deviation they have. A step whose loss is not finite on
+    any rank moves nothing.
     """
+    if found.logvar is not None:
+        square = found.features.square() + found.logvar.exp()
+        moments = torch.stack([each.mean(dim=(0, 2, 3)) for each in (found.features, square)])
+        quantizer.learn(*distributed.mean(moments))
+        return {"tokenizer/latent_deviation": quantizer.variance.mean().sqrt()}
     codes, num_codes = found.codes.flatten(), quantizer.num_codes
     points = _points(found.features)
     if isinstance(quantizer, VQ):

@@ -181,6 +181,43 @@ def cifar10_tokenizer() -> Config:
     )
 
 
+def digits_kl_tokenizer() -> Config:
+    """KL autoencoder of the digits, 2 x 2 continuous latents of 4 numbers an image.
+
+    Hardware: one CPU core
+    Time: 40 seconds
+    Score: test PSNR 24.0 dB
+    """
+    return Config(
+        run=Run(name="digits-kl-tokenizer"),
+        data=Data(name="digits"),
+        model=Tokenizer(quantizer="none", code_dim=4, width=16),
+        objective=Tokenization(),
+        optim=Optim(lr=1e-3),
+        train=Train(num_steps=1000, global_batch_size=64, sample_every=0, ema_half_life=2_000),
+    )
+
+
+def cifar10_kl_tokenizer() -> Config:
+    """KL autoencoder of CIFAR-10 before a patch discriminator, 8 x 8 continuous latents of 4 numbers an image.
+
+    Hardware: one GPU
+    Time: not measured
+    Score: not measured
+    """
+    return Config(
+        run=Run(name="cifar10-kl-tokenizer"),
+        data=Data(name="cifar10", flip=True),
+        model=AdversarialTokenizer(quantizer="none", code_dim=4, width=64, num_blocks=2, discriminator_width=64),
+        objective=AdversarialTokenization(
+            sigma=0.05, adversarial_start_samples=500_000, adversarial_warmup_samples=500_000
+        ),
+        optim=Optim(lr=3e-4, betas=(0.5, 0.9), schedule="cosine", warmup_samples=20_000),
+        train=Train(num_steps=50_000, global_batch_size=128, sample_every=0, precision="bf16", checkpoint_every=2_000),
+        cluster=Cluster(use_gpu=True),
+    )
+
+
 def mnist_adversarial_tokenizer() -> Config:
     """Vector-quantised autoencoder of MNIST before a patch discriminator; objective.perceptual adds a classifier's eye.
 
@@ -208,5 +245,7 @@ VAES = (
     digits_tokenizer,
     mnist_tokenizer,
     cifar10_tokenizer,
+    digits_kl_tokenizer,
+    cifar10_kl_tokenizer,
     mnist_adversarial_tokenizer,
 )

@@ -197,7 +197,8 @@ class Soak:
 
     def endure(self, faults: list[Due]) -> Iterator[dict[str, Any]]:
         """Injects `faults`; what came of each, when the next one comes."""
-        kinds, last, reached, entry = self.kinds(), time.monotonic(), 0, dict[str, Any]()
+        self.until(lambda: self.job.step() > 3 * CHECKPOINT_EVERY)  # a run has to have a whole checkpoint left
+        kinds, last, reached, entry = self.kinds(), time.monotonic(), self.job.step(), dict[str, Any]()
         for number, due in enumerate(faults, 1):
             self.wait_for(due, last, reached)
             if number > 1:
