@@ -70,8 +70,11 @@ def check_makes_images(snapshot: "Snapshot", num: int, seed: int, truncation: fl
         ConfigError: says which, and what to do.
     """
     if snapshot.product in ("classifier", "tokenizer"):
-        what = "makes no images" if snapshot.product == "classifier" else "has no distribution to draw codes from"
-        raise ConfigError(f"snapshot of {snapshot.task!r} is a {snapshot.product}, which {what}; use a generator's")
+        what = {
+            "classifier": "makes no images; use a generator's",
+            "tokenizer": "has no distribution to draw codes from; train a code-transformer on it, or use a generator's",
+        }[snapshot.product]
+        raise ConfigError(f"snapshot of {snapshot.task!r} is a {snapshot.product}, which {what}")
     check_range("num", num, 1)
     check_range("seed", seed, 0)
     check_range("truncation", truncation, 0)

@@ -20,9 +20,11 @@ from genray.estimate import memory_mb
 from genray.evaluation.scoring import score_snapshot
 from genray.models.code_transformer import CodeTransformer
 from genray.models.tokenizer import Tokenizer
+from genray.objectives import Batch, Networks
 from genray.objectives.code_prediction import CodePrediction
 from genray.objectives.tokenizer import Tokenization
 from genray.sampling import sample, to_float
+from genray.streams import Draws
 from genray.transfer import Transfer
 
 FSQ = Tokenizer(quantizer="fsq", levels=(5, 5), width=8, num_downsamplings=1)
@@ -103,6 +105,20 @@ def test_truncation_to_0_gives_one_image_a_class(made: Path) -> None:
     images = sample(snapshot.load(made), 20, seed=0, truncation=0.0)
     assert torch.equal(images[:10], images[10:])
     assert len(images[:10].flatten(1).unique(dim=0)) > 5
+
+
+def test_corruption_replaces_that_share_of_the_codes_that_the_transformer_sees() -> None:
+    torch.manual_seed(0)
+    module: Any = CodeTransformer(**asdict(FSQ), transformer_width=8, num_layers=1, num_heads=2).build((1, 8, 8), 10)
+    given: list[torch.Tensor] = []
+    module["generator"].register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    draws = Draws(seed=0, step=0, num_global=400, start=0, stop=400, device=torch.device("cpu"))
+    images, labels = torch.rand(400, 1, 8, 8) * 2 - 1, torch.zeros(400, dtype=torch.int64)
+    batch = Batch(images=images, labels=labels, step=0, samples_seen=0, draws=draws)
+    objective, networks = CodePrediction(corruption=0.5), Networks(module, module)
+    codes = objective.prepare(networks, batch)
+    objective.loss("generator", "all", networks, batch, codes)
+    assert float((given[0] != codes).float().mean()) == pytest.approx(0.5 * 24 / 25, abs=0.02)
 
 
 def test_transformer_without_a_tokenizer_to_start_from_is_refused() -> None:

@@ -101,6 +101,11 @@ def test_nothing_but_the_transformer_has_parameters() -> None:
     assert {name.partition(".")[0] for name in made.state_dict()} == {"encoder", "quantizer", "decoder", "transformer"}
 
 
+def test_transformer_over_continuous_latents_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^model\.quantizer='none' makes continuous latents"):
+        CodeTransformer(quantizer="none")
+
+
 def test_width_that_does_not_divide_by_the_heads_is_refused() -> None:
     with pytest.raises(ValueError, match=r"transformer_width=10 does not divide by model\.num_heads=4; set it to 12"):
         CodeTransformer(transformer_width=10, num_heads=4)

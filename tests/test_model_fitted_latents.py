@@ -19,10 +19,14 @@ def shaken(module: nn.Module, by: float = 0.4, seed: int = 0) -> nn.Module:
     return module.double()
 
 
-def flows(dim: int, num: int = 3) -> MaskedFlows:
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def flows(dim: int, num: int = 3, by: float = 0.4) -> MaskedFlows:
     made = MaskedFlows(num, dim, hidden=12)
-    shaken(made)
-    made.scaling.measure(torch.randn(100, dim, dtype=torch.float64) * 3 + 1)
+    shaken(made, by)
+    made.scaling.measure(normal(100, dim) * 3 + 1)
     return made
 
 
@@ -39,10 +43,10 @@ def test_density_of_flows_integrates_to_1() -> None:
 
 
 def test_density_of_flows_equals_the_normal_one_times_the_jacobian_of_autograd() -> None:
-    made, point = flows(5), torch.randn(5, dtype=torch.float64)
+    made, point = flows(5), normal(5)
     jacobian = torch.autograd.functional.jacobian(lambda x: made.normalise(x.unsqueeze(0))[0].squeeze(0), point)
-    normal = torch.distributions.Normal(0.0, 1.0).log_prob(made.normalise(point.unsqueeze(0))[0]).sum()
-    expected = normal + torch.linalg.slogdet(jacobian).logabsdet
+    of_noise = torch.distributions.Normal(0.0, 1.0).log_prob(made.normalise(point.unsqueeze(0))[0]).sum()
+    expected = of_noise + torch.linalg.slogdet(jacobian).logabsdet
     torch.testing.assert_close(made.log_density(point.unsqueeze(0))[0], expected)
 
 
@@ -55,14 +59,14 @@ def test_dimension_of_a_masked_flow_depends_on_itself_and_those_before_it_and_on
 
 @pytest.mark.parametrize("dim", [1, 2, 7])
 def test_flows_draw_the_points_that_they_take_back_to_the_noise(dim: int) -> None:
-    made = flows(dim).float()
-    noise = torch.randn(50, dim)
+    made, noise = flows(dim, by=0.2).float(), normal(50, dim, seed=1).float()
+    assert (made(noise) - made.scaling.back(noise)).abs().max() > 0.1
     torch.testing.assert_close(made.normalise(made(noise))[0], noise, atol=1e-5, rtol=1e-5)
 
 
 def test_fresh_flows_are_a_normal_distribution_of_what_was_measured() -> None:
     made = MaskedFlows(3, 2, hidden=12)
-    points = torch.randn(500, 2) * torch.tensor([0.1, 7.0]) + 3
+    points = (normal(500, 2) * torch.tensor([0.1, 7.0]) + 3).float()
     made.scaling.measure(points)
     expected = torch.distributions.Normal(points.mean(0), points.std(0)).log_prob(points).sum(dim=1)
     torch.testing.assert_close(made.log_density(points), expected)
@@ -71,7 +75,7 @@ def test_fresh_flows_are_a_normal_distribution_of_what_was_measured() -> None:
 def second_stage(dim: int = 1) -> SecondStage:
     made = SecondStage(dim, hidden=8)
     shaken(made)
-    made.scaling.measure(torch.randn(100, dim, dtype=torch.float64) * 3 + 1)
+    made.scaling.measure(normal(100, dim) * 3 + 1)
     return made
 
 
@@ -92,9 +96,7 @@ def test_bound_of_a_second_stage_misses_the_density_by_the_divergence_of_its_pos
     true = made.log_joint(torch.full_like(u, point), u) - log_density(made, point)
     gap = float((q.exp() * (q - true)).sum() * (u[1] - u[0]))
     points = torch.full((200_000, 1), point, dtype=torch.float64)
-    bound = made.bound(
-        points, torch.randn(points.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    )
+    bound = made.bound(points, normal(200_000, 1))
     assert gap > 0.05
     assert float(bound.mean()) == pytest.approx(log_density(made, point) - gap, abs=0.01)
 
@@ -102,7 +104,7 @@ def test_bound_of_a_second_stage_misses_the_density_by_the_divergence_of_its_pos
 @torch.no_grad()
 def test_draws_of_a_second_stage_follow_its_density() -> None:
     made = second_stage()
-    drawn = made(torch.randn(20_000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).squeeze(1)
+    drawn = made(normal(20_000, 2)).squeeze(1)
     line = torch.linspace(float(drawn.min()) - 20, float(drawn.max()) + 20, 400, dtype=torch.float64)
     density = torch.tensor([math.exp(log_density(made, float(x))) for x in line])
     below = (density.cumsum(0) * (line[1] - line[0])).clamp(max=1)
