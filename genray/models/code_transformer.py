@@ -38,6 +38,11 @@ class CodeTransformer(Tokenizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(1, self, "transformer_width", "num_layers", "num_heads")
+        if self.quantizer == "none":
+            raise ValueError(
+                "model.quantizer='none' gives no codes that a transformer could draw; set it to vq or fsq, and start "
+                "from such a tokenizer"
+            )
         if self.transformer_width % self.num_heads:
             raise ValueError(
                 f"model.transformer_width={self.transformer_width} does not divide by model.num_heads="
