@@ -142,8 +142,9 @@ def test_tokenizer_decodes_the_codes_that_it_encodes(quantizer: str) -> None:
     found, codes = network(images), network.encode(images)
     assert codes.shape == (2, 4, 6)
     assert torch.equal(codes, found.codes)
-    torch.testing.assert_close(network.decode(codes), found.logits)
-    torch.testing.assert_close(network.reconstruct(images), 2 * found.logits.sigmoid() - 1)
+    # what training decodes is features + (codes - features), equal but for rounding
+    torch.testing.assert_close(network.decode(codes), found.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(network.reconstruct(images), 2 * found.logits.sigmoid() - 1, atol=1e-4, rtol=1e-4)
 
 
 def test_nearest_code_in_bf16_training_is_that_of_fp32() -> None:

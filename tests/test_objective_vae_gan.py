@@ -30,6 +30,9 @@ OBJECTIVE = VAEGAN(beta=0.7, gamma=0.3)
 def networks_and_batch() -> tuple[Networks, Any]:
     torch.manual_seed(0)
     bare = MODEL.build((1, 8, 8), 10)
+    with torch.no_grad():
+        for weights in bare["discriminator"].parameters():  # fresh ones are too small for features to be heard
+            weights.mul_(10)
     return Networks(bare, bare), make_batch(torch.rand(6, 1, 8, 8) * 2 - 1)
 
 

