@@ -109,8 +109,3 @@ def test_transformer_over_continuous_latents_is_refused() -> None:
 def test_width_that_does_not_divide_by_the_heads_is_refused() -> None:
     with pytest.raises(ValueError, match=r"transformer_width=10 does not divide by model\.num_heads=4; set it to 12"):
         CodeTransformer(transformer_width=10, num_heads=4)
-
-
-def test_transformer_over_continuous_latents_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^model\.quantizer='none' gives no codes that a transformer could draw; set"):
-        CodeTransformer(quantizer="none")
