@@ -114,8 +114,8 @@ def flip_a_byte(checkpoint: Path) -> None:
 
 
 def delete_half(checkpoint: Path) -> None:
-    (checkpoint / MANIFEST).unlink()
-    (checkpoint / STATE).unlink()
+    (checkpoint / MANIFEST).unlink(missing_ok=True)  # it may have been hit before
+    (checkpoint / STATE).unlink(missing_ok=True)
 
 
 DAMAGES: dict[str, Callable[[Path], None]] = {"truncated": truncate, "flipped": flip_a_byte, "halved": delete_half}
