@@ -27,6 +27,7 @@ from genray.estimate import memory_mb, num_parameters
 from genray.evaluation.protocol import Score
 from genray.health import late_finding
 from genray.mlflow_drain import Delivery, Drain
+from genray.objectives.elbo import bound_of
 from genray.paths import base_directory, is_path
 from genray.preemption import sigterm_asks, sigterm_raises
 from genray.ray_evaluate import Scorer
@@ -184,7 +185,7 @@ def bring_extractor(folder: RunFolder, config: Config, uri: str) -> bool:
                 error,
                 config.data.name,
             )
-            return config.objective.product in ("vae", "tokenizer")
+            return config.objective.product == "tokenizer" or bound_of(config.objective) is not None
     return True
 
 

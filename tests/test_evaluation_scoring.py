@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from evaluation_snapshots import save_classifier, save_generator, save_vae
+from evaluation_snapshots import save, save_classifier, save_generator, save_vae
 
 from genray import snapshot
 from genray.config import Data, Eval
@@ -17,6 +17,8 @@ from genray.evaluation.likelihood import bounds
 from genray.evaluation.protocol import better, differences
 from genray.evaluation.samples import TAKERS
 from genray.evaluation.scoring import read_scores, reference_labels, score_images, score_snapshot, write_scores
+from genray.models.vae import MLPVAE
+from genray.objectives.rae import RAE
 from genray.sampling import generate, latents, sample
 
 PRDC = ["precision", "recall", "density", "coverage"]
@@ -130,6 +132,12 @@ def test_scores_of_a_vae_end_with_its_elbo_over_seeds(tmp_path, data, reals, ext
 def test_scores_of_a_vae_without_an_extractor_are_its_elbo(tmp_path, data):
     (score,) = score_snapshot(save_vae(tmp_path / "model"), data=data, settings=SETTINGS, extractor=None)
     assert score.metric == "elbo" and score.spread > 0
+
+
+def test_scores_of_an_autoencoder_without_a_likelihood_or_an_extractor_are_refused(tmp_path, data):
+    directory = save(tmp_path / "rae", MLPVAE(latent_dim=2, hidden=8), RAE())
+    with pytest.raises(ProtocolError, match=r"^fid of 'digits-generator' needs an extractor, and none was given"):
+        score_snapshot(directory, data=data, settings=SETTINGS, extractor=None)
 
 
 def test_scores_of_a_generator_without_an_extractor_are_refused(tmp_path, data):

@@ -272,6 +272,16 @@ def test_failed_job_exits_non_zero_with_the_cause_as_its_last_line(tmp_path):
 
 
 @pytest.mark.slow
+def test_run_that_nothing_can_score_registers_its_last_snapshot(tmp_path):
+    command = train_command(tmp_path, "--train.num-steps", "4", "--train.checkpoint-every", "2")
+    command[command.index("digits-vae")] = "digits-vae-gan"
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    last = "registry  digits-generator version 1: not compared with the champion: there is no score"
+    assert done.stdout.splitlines()[-1] == last
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "number"), [("0", signal.SIGTERM), ("1", signal.SIGTERM), ("1", signal.SIGINT)])
 def test_job_that_is_told_to_end_closes_its_mlflow_run_as_killed(tmp_path, workers, number):
     command = train_command(tmp_path, "--train.num-steps", "100000", "--cluster.num-workers", workers)

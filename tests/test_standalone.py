@@ -3,6 +3,7 @@
 import pytest
 
 from genray.errors import RegistryError
+from genray.models import MODELS, Model
 from genray.standalone import join, with_siblings
 
 
@@ -122,3 +123,9 @@ def test_siblings_of_a_sibling_are_held_to_the_same() -> None:
 def test_siblings_in_a_circle_are_refused() -> None:
     with pytest.raises(RegistryError, match=r"^pack\.model imports pack\.base imports pack\.model, expected no circle"):
         siblings(model="from pack.base import ONE", base="from pack.model import TWO")
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_every_architecture_can_be_joined_with_its_siblings(model: type[Model]) -> None:
+    text = join(with_siblings(model.__module__, "genray.models", frozenset({"torch"})))
+    assert f"class {model.__name__}" in text and "from genray" not in text

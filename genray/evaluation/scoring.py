@@ -198,8 +198,9 @@ def _names(model: Snapshot, settings: Eval, extractor: Path | None) -> tuple[str
     if extractor is not None or model.product == "classifier":
         return names
     missing = [name for name in settings.metrics or names[:1] if needs_extractor(name, model.product)]
-    if model.product in WITHOUT_EXTRACTOR and not settings.metrics:
-        return tuple(name for name in names if not needs_extractor(name, model.product))
+    alone = tuple(name for name in names if not needs_extractor(name, model.product))
+    if model.product in WITHOUT_EXTRACTOR and alone and not settings.metrics:
+        return alone
     if missing or model.product not in WITHOUT_EXTRACTOR:
         raise ProtocolError(
             f"{[*missing, names[0]][0]} of {model.task!r} needs an extractor, and none was given; "

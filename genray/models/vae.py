@@ -105,7 +105,7 @@ class ConvVAE(Latents):
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises ValueError, with the cure, when images of (C, H, W) cannot be made by doubling a base."""
         try:
-            _levels(self, image_shape)
+            _map_sizes(self, image_shape)
         except ValueError as error:
             raise ValueError(f"{error}, or choose model mlp-vae") from None
 
@@ -300,7 +300,7 @@ class VAE(nn.Module):
 
 
 def _conv_encoder(knobs: ConvVAE, image_shape: tuple[int, int, int]) -> nn.Module:
-    widths, base = _levels(knobs, image_shape)
+    widths, base = _map_sizes(knobs, image_shape)
     widths = [image_shape[0], *widths]
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
@@ -309,7 +309,7 @@ def _conv_encoder(knobs: ConvVAE, image_shape: tuple[int, int, int]) -> nn.Modul
 
 
 def _conv_decoder(knobs: ConvVAE, image_shape: tuple[int, int, int], dim: int) -> nn.Module:
-    widths, base = _levels(knobs, image_shape)
+    widths, base = _map_sizes(knobs, image_shape)
     widths.reverse()
     layers: list[nn.Module] = [nn.Linear(dim, widths[0] * math.prod(base)), nn.Unflatten(1, (widths[0], *base))]
     layers += _norm_relu(knobs.norm, widths[0])
@@ -320,7 +320,7 @@ def _conv_decoder(knobs: ConvVAE, image_shape: tuple[int, int, int], dim: int) -
     return nn.Sequential(*layers, nn.ConvTranspose2d(widths[-1], last, 4, 2, 1))
 
 
-def _levels(knobs: ConvVAE, image_shape: tuple[int, int, int]) -> tuple[list[int], tuple[int, int]]:
+def _map_sizes(knobs: ConvVAE, image_shape: tuple[int, int, int]) -> tuple[list[int], tuple[int, int]]:
     """Channels of each level that has a convolution, from the image inwards, and the sides of the smallest map."""
     widths, base = levels("conv-vae", image_shape, knobs.width, knobs.max_width)
     return widths[:-1], base
