@@ -368,7 +368,7 @@ def _section_to_dict(name: str, section: Any) -> dict[str, Any]:
 def _section_from_dict(name: str, values: dict[str, Any]) -> Any:
     values = dict(as_object(name, values))
     if name in _TABLES:
-        kind = values.pop("name", "")
+        kind = str(values.pop("name", ""))
         if kind not in _TABLES[name]:
             raise ConfigError(f"{name}.name: {unknown(name, kind, _TABLES[name])}")
         cls = _TABLES[name][kind]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_config
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -63,6 +63,8 @@ def damaged(draw: st.DrawFn, whole: dict[str, Any]) -> Any:
 
 @EXAMPLES
 @given(damaged(CONFIG) | JSON)
+@example(CONFIG | {"model": {"name": []}})
+@example(CONFIG | {"model": {"name": None}})
 def test_a_config_is_built_or_refused(values: Any) -> None:
     try:
         made = Config.from_dict(values)
