@@ -43,13 +43,13 @@ the last column says so.
 
 
 SOAK = """
-## A hundred faults, one after another
+## Many faults, one after another
 
-`make soak` draws them by a seed: kills of commands, ranks, raylets and the MLflow server, SIGTERM, a stopped process, a
-full disk, a folder that cannot be written and damaged checkpoints. {num_run} come over one run, and {num_study} over a
-study on two nodes, whose trials have two ranks each and run two at a time. One in five comes within 20 s of the one
-before it, perhaps while the job still recovers from that. [The log](logs/soak.json) has each, with the longest time
-without a step until the next.
+`make soak` draws a hundred by a seed: kills of commands, ranks, raylets and the MLflow server, SIGTERM, a stopped
+process, a full disk, a folder that cannot be written and damaged checkpoints; most over one run of one process, the
+others over a study on two nodes, whose trials have two ranks each and run two at a time. One in five comes within 20 s
+of the one before it, perhaps while the job still recovers from that. [The log](logs/soak.json) has each, with the
+longest time without a step until the next.
 
 | | seed | commit | faults | commands | minutes | lost | twice | same weights | median, longest pause |
 | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | --- | --- |
@@ -94,10 +94,7 @@ def page(made: dict[str, Any], soak: dict[str, Any]) -> str:
         cores=made["cores"],
     )
     table = head + "".join(_row(entry) for entry in made["faults"])
-    if set(soak) != {"run", "study"}:
-        return table
-    sizes = {f"num_{what}": len(part["faults"]) for what, part in soak.items()}
-    return table + SOAK.format(**sizes) + "".join(_soak_row(what, soak[what]) for what in ("run", "study"))
+    return table + (SOAK + "".join(_soak_row(what, part) for what, part in soak.items()) if soak else "")
 
 
 def _soak_row(what: str, part: dict[str, Any]) -> str:
