@@ -36,7 +36,9 @@ QUICK = {
 }
 # 50 times the preset's learning rate, no R1, no norms; by a warm-up, since a run that is dead from its first step
 # has no good score that the others could be compared with
+# it is stopped after some 450 steps; on a busy machine scores come late
 SICK = {
+    "train.num-steps": 4 * NUM_STEPS,
     "optim.lr": 0.05,
     "optim.warmup-samples": 32_000,
     "objective.gamma": 0,
@@ -72,7 +74,7 @@ def test_gan_that_collapses_is_stopped_with_its_best_snapshot_registered(storage
     assert train(storage, "mnist-dcgan", QUICK | SICK | {"run.name": "sick"}) == 3
     folder = RunFolder.open(str(storage), "sick")
     event = next(e for e in events(storage, "sick") if e["event"] == "health.score")
-    assert event["step"] < NUM_STEPS and event["fields"]["action"] == "stop"
+    assert event["step"] < 4 * NUM_STEPS and event["fields"]["action"] == "stop"
     assert "5 scores in a row that are worse than the best" in event["fields"]["reason"]
     assert folder.names(SNAPSHOTS)[-1] == step_name(event["step"])
     uri = f"sqlite:///{storage / 'mlflow.db'}"

@@ -30,6 +30,7 @@ from genray.start import read_weights
 from genray.tracking import read_journal
 from genray.transfer import Transfer
 
+LONG = pytest.mark.skipif("GENRAY_LONG" not in os.environ, reason="a Ray more; set GENRAY_LONG=1")
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.mlflow, pytest.mark.filterwarnings("ignore:.*pip version")]
 
@@ -282,7 +283,14 @@ def test_run_that_nothing_can_score_registers_its_last_snapshot(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "number"), [("0", signal.SIGTERM), ("1", signal.SIGTERM), ("1", signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("workers", "number"),
+    [
+        ("0", signal.SIGTERM),
+        pytest.param("1", signal.SIGTERM, marks=pytest.mark.ray),
+        pytest.param("1", signal.SIGINT, marks=[pytest.mark.ray, LONG]),
+    ],
+)
 def test_job_that_is_told_to_end_closes_its_mlflow_run_as_killed(tmp_path, workers, number):
     command = train_command(tmp_path, "--train.num-steps", "100000", "--cluster.num-workers", workers)
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
