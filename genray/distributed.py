@@ -13,6 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+TIMEOUT = timedelta(seconds=600)
+"""Of the meeting of ranks, and of every collective."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -33,7 +36,7 @@ def current(use_gpu: bool) -> World:
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
-def join(host: str, port: int, rank: int, size: int, backend: str, timeout: timedelta) -> None:
+def join(host: str, port: int, rank: int, size: int, *, use_gpu: bool) -> None:
     """Makes this process one of `size` ranks, which meet at rank 0.
 
     That listens at `host` alone. Torch by itself would listen on every address of the machine, and it asks nobody who
@@ -44,17 +47,17 @@ def join(host: str, port: int, rank: int, size: int, backend: str, timeout: time
         port: a free one.
         rank: of this process.
         size: ranks in all.
-        backend: gloo or nccl.
-        timeout: of every collective, and of the meeting.
+        use_gpu: NCCL between GPUs, and otherwise gloo.
     """
     listener = None
     if rank == 0:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=1024).detach()
     store = dist.TCPStore(  # type: ignore[attr-defined]
-        host, port, size, is_master=rank == 0, timeout=timeout, wait_for_workers=False, master_listen_fd=listener
+        host, port, size, is_master=rank == 0, timeout=TIMEOUT, wait_for_workers=False, master_listen_fd=listener
     )
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    backend = "nccl" if use_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
 
 
 def wrap(module: nn.Module) -> nn.Module:

@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,6 @@ from genray.preemption import Request
 from genray.storage import RunFolder
 from genray.trainer import Outcome, train
 
-COLLECTIVE_TIMEOUT = timedelta(seconds=600)
 CONNECT_TIMEOUT_S = 5
 POLL_INTERVAL_S = 0.5
 ASK_RAY_EVERY_S = 3.0
@@ -226,14 +224,12 @@ class _Meeting(_TorchBackend):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         host, port = worker_group.execute_single(0, get_address_and_port)
         worker_group.execute(_set_torch_distributed_env_vars)
-        size = len(worker_group)
-        backend = "nccl" if worker_group.get_resources_per_worker().get("GPU") else "gloo"
-        told = (host, port), size, backend
-        ray.get([worker_group.execute_single_async(rank, _join, rank, *told) for rank in range(size)])
+        size, use_gpu = len(worker_group), bool(worker_group.get_resources_per_worker().get("GPU"))
+        ray.get([worker_group.execute_single_async(n, _join, n, (host, port), size, use_gpu) for n in range(size)])
 
 
-def _join(rank: int, meeting: tuple[str, int], size: int, backend: str) -> None:
-    distributed.join(*meeting, rank, size, backend, COLLECTIVE_TIMEOUT)
+def _join(rank: int, meeting: tuple[str, int], size: int, use_gpu: bool) -> None:
+    distributed.join(*meeting, rank, size, use_gpu=use_gpu)
 
 
 def worker_environment() -> dict[str, str]:

@@ -9,7 +9,6 @@ import gc
 import json
 import random
 import socket
-from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,6 @@ from genray.study import Study, metric_names
 from genray.tracking import JsonlTracker, NullTracker, Tracker
 from genray.trainer import Trainer
 
-COLLECTIVE_TIMEOUT = timedelta(seconds=600)
 WORST = 1e30
 """Stands for an objective that is not finite: schedulers and samplers compute with it."""
 ENDED, STARTS = "ended.json", "starts.json"
@@ -69,7 +67,7 @@ class Rank:
         isolate(made.cluster.cpus_per_worker)
         device = torch.device("cuda", 0) if made.cluster.use_gpu else torch.device("cpu")
         if size > 1:
-            join(*meeting, rank, size, "nccl" if made.cluster.use_gpu else "gloo", COLLECTIVE_TIMEOUT)
+            join(*meeting, rank, size, use_gpu=made.cluster.use_gpu)
         folder = RunFolder.open(made.run.storage, made.run.name)
         tracker: Tracker = JsonlTracker(folder.pull_journal("train"), "train") if rank == 0 else NullTracker()
         world = World(rank, size, device)

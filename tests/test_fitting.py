@@ -114,8 +114,9 @@ def test_draws_of_a_fitted_model_lie_as_its_latents_do(
     points = latents_of(fitted, images.images, images.labels, seed=0)
     drawn = fitted.module.from_prior(torch.randn(20_000, fitted.module.latent_dim))  # type: ignore[operator]
     assert (points.mean(0).abs() > 1).any()
-    torch.testing.assert_close(drawn.mean(0), points.mean(0), atol=0.2, rtol=0.1)
-    torch.testing.assert_close(drawn.T.cov(), points.T.cov(), atol=0.3, rtol=0.2)
+    times = 1 if distribution == "mixture" else 2  # 300 steps do not fit as well as what is solved for
+    torch.testing.assert_close(drawn.mean(0), points.mean(0), atol=0.1 * times, rtol=0.05 * times)
+    torch.testing.assert_close(drawn.T.cov(), points.T.cov(), atol=0.15 * times, rtol=0.1 * times)
 
 
 @pytest.mark.parametrize("distribution", ["mixture", "second-stage", "flows"])

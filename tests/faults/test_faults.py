@@ -17,7 +17,12 @@ from genray.checkpoint import TENSORS, step_name
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-SHORT = ("the disk is full at a checkpoint", "the checkpoints' folder is read-only", "object storage is away")
+SHORT = (
+    "the disk is full at a checkpoint",
+    "the checkpoints' folder is read-only",
+    "object storage is away",
+    "MLflow is away when a run goes on",
+)
 
 
 @pytest.fixture(scope="module")
