@@ -64,7 +64,6 @@ class Searching(Job):
     """A study under watch, of trials of two ranks each, two at once."""
 
     script = "search.py"
-    name = "study"
 
     def __init__(self, storage: str, num_steps: int, num_trials: int, **more: Any) -> None:
         each = num_steps // num_trials // CHECKPOINT_EVERY * CHECKPOINT_EVERY
@@ -283,7 +282,7 @@ def soak_study(lab: Lab, seed: int, num: int, num_trials: int = 12) -> dict[str,
 
 def compare(calm: Job, torn: Job, uri: str) -> dict[str, Any]:
     """A study against the same one undisturbed, trial by trial."""
-    studies = [Study.open(job.storage, "study") for job in (calm, torn)]
+    studies = [Study.open(job.storage, job.name) for job in (calm, torn)]
     wanted, trials = (study.trials() for study in studies)
     lost = sum(n not in trials or trials[n].status != trial.status for n, trial in wanted.items())
     doubled, same, damaged, left_over = len(trials) - len(wanted), True, list[str](), list[str]()
