@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from genray import cli_classify, cli_fit, cli_generate, cli_handover, cli_sample, cli_study, snapshot
+from genray import cli_classify, cli_fit, cli_generate, cli_handover, cli_results, cli_sample, cli_study, snapshot
 from genray.config import Config, Data, Eval
 from genray.errors import ConfigError, GenrayError, unknown
 from genray.paths import base_directory, keep_private, resolved
@@ -281,6 +281,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "study": cli_study.study,
     "search": search,
     "evaluate": evaluate,
+    "results": cli_results.results,
     "promote": promote,
     "pull": pull,
     "export": cli_handover.export,

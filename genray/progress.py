@@ -1,9 +1,13 @@
 """What a person sees of a run under way: a bar on a terminal, plain lines in a log."""
 
+import os
+import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -13,6 +17,21 @@ from rich.progress import Progress as Bar
 from genray.distributed import World
 
 SHOWN = ("loss", "elbo", "accuracy", "accuracy_reals", "accuracy_fakes")
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What this process computes on: the GPU's name, or None, and the processor's, its cores and the threads in use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return {
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "processor": next(named, "") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 class Progress:

@@ -25,7 +25,7 @@ from genray.health_signals import SKIPPED
 from genray.meter import Meter
 from genray.objectives import Batch, Networks, Phase
 from genray.preemption import Asked, Request, Stopped, go_on
-from genray.progress import Progress
+from genray.progress import Progress, hardware
 from genray.sampling import beside, generate, grid, latents, reconstruct
 from genray.snapshot import Snapshot
 from genray.start import build_networks
@@ -130,6 +130,7 @@ class Trainer:
         """
         self.resume()
         resumed_from = self.step
+        self.tracker.event(self.step, "hardware", **hardware(self.world.device))
         try:
             self.progress.start(self.step)
             while not self.finished:
