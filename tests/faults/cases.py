@@ -82,6 +82,31 @@ def raylet(lab: Lab) -> Verdict:
         return lab.verdict(job)
 
 
+@fault(
+    "a node is about to be taken away",
+    "Ray is told so half a minute before (`ray drain-node`); SIGKILL of its raylet once a checkpoint is written for it",
+)
+def node_preempted(lab: Lab) -> Verdict:
+    with lab.on_ray() as job:
+        with job.fault_at_step(AT):
+            lab.announce_loss(seconds=30)
+            saved = inject.sleep_until(lambda: any(s % CHECKPOINT_EVERY for s in inject.checkpoints(job.folder)), 30)
+            assert saved, "no checkpoint was written before the node was taken away"
+            lab.replace_node()
+        return lab.verdict(job)
+
+
+@fault("the command is told to end", "SIGTERM, as a machine sends that is taken away; given again when it has ended")
+def told_to_end(lab: Lab) -> Verdict:
+    with lab.tracked() as job:
+        with job.fault_at_step(AT):
+            job.process.terminate()
+            job.finish(again=0, timeout=30)
+        verdict = lab.verdict(job)
+        assert verdict.steps_repeated == 0, f"no checkpoint was written before it ended: {verdict}"
+        return verdict
+
+
 @fault("the scoring task dies", "SIGKILL of the Ray task that takes a score")
 def scoring(lab: Lab) -> Verdict:
     with lab.on_ray() as job:
@@ -91,11 +116,11 @@ def scoring(lab: Lab) -> Verdict:
         return lab.verdict(job)
 
 
-@fault("a rank stands still", "SIGSTOP of one of two ranks, SIGCONT after 20 s")
+@fault("a rank stands still", "SIGSTOP of one of two ranks, SIGCONT after a minute")
 def standstill(lab: Lab) -> Verdict:
     with lab.on_ray() as job:
         with job.fault_at_step(AT), inject.stopped(inject.ray_processes("RayTrainWorker")[0]):
-            time.sleep(20)
+            time.sleep(60)
         return lab.verdict(job)
 
 
@@ -107,6 +132,17 @@ def link_cut(lab: Lab) -> Verdict:
     with lab.networked(2) as (nodes, job):
         with job.fault_at_step(AT), nodes.without(1):
             time.sleep(30)
+        return lab.verdict(job)
+
+
+@fault(
+    "the head dies, and remembers",
+    "as below, but the head keeps what it knows in Redis, and the command was given on another node",
+)
+def head_remembers(lab: Lab) -> Verdict:
+    with lab.networked(2, remembers=True) as (nodes, job):
+        with job.fault_at_step(AT):
+            nodes.kill_head()
         return lab.verdict(job)
 
 
@@ -166,6 +202,43 @@ def server_away(lab: Lab) -> Verdict:
         finally:
             lab.server.start()
         return lab.verdict(job)
+
+
+@fault(
+    "MLflow is away for good",
+    "SIGKILL of the server; back when the command has ended in an error, which is given again",
+)
+def server_gone(lab: Lab) -> Verdict:
+    with lab.tracked() as job:
+        with job.fault_at_step(AT):
+            lab.server.kill()
+        try:
+            job.finish(again=0)
+        finally:
+            lab.server.start()
+        assert job.exit_codes == [1], f"nobody was told that nothing is registered: {job.exit_codes}\n{job.tail()}"
+        return lab.verdict(job)
+
+
+@fault("MLflow answers slowly", "a proxy in front of it keeps every answer back for a second from then on")
+def server_slow(lab: Lab) -> Verdict:
+    with lab.behind_a_proxy() as (proxy, job):
+        with job.fault_at_step(AT):
+            proxy.delay_s = 1.0
+        return lab.verdict(job)
+
+
+@fault(
+    "uploads break off",
+    "a proxy in front of MLflow hands on half of each of the next 5, and hangs up; a sample grid every 50 steps",
+)
+def upload_broken(lab: Lab) -> Verdict:
+    with lab.behind_a_proxy(train__sample_every=50) as (proxy, job):
+        with job.fault_at_step(AT):
+            proxy.uploads_to_break = 5
+        verdict = lab.verdict(job)
+        assert proxy.uploads_to_break == 0, "too little was uploaded"
+        return verdict
 
 
 @fault("the disk is full at a checkpoint", "a tmpfs is filled but for 16 KiB; emptied when the run has failed")

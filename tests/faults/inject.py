@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 from mlflow_server import Process, free_port
 
-from genray.checkpoint import CHECKPOINTS, STATE, TENSORS
+from genray.checkpoint import CHECKPOINTS, STATE, TENSORS, step_of
 from genray.manifest import MANIFEST
+from genray.storage import RunFolder
 
 
 def ray_processes(title: str) -> list[psutil.Process]:
@@ -95,6 +96,11 @@ def read_only(folder: Path) -> Iterator[None]:
             folder.chmod(0o700)
         else:
             subprocess.run(["chattr", "-i", str(folder)], check=True)
+
+
+def checkpoints(folder: RunFolder) -> list[int]:
+    """Steps of the checkpoints of a run."""
+    return [step_of(name) for name in folder.names(CHECKPOINTS)]
 
 
 def newest_checkpoint(run: Path) -> Path:

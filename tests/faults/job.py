@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+from faults.network import AT_INTERFACE, NO_NAME_SERVER, inside
 
 from genray.storage import RunFolder
 from genray.tracking import read_journal
@@ -58,6 +59,7 @@ class Job:
         address: of the Ray that the job joins.
         uri: of MLflow.
         poison: KIND:RANK:STEP, see `faults.bare`.
+        namespace: a network's; the command is given in it.
         norm: of the network; batch norm takes its statistics from one rank's share, so it ties a run to its ranks.
         fields: of the config, by dotted name.
     """
@@ -73,10 +75,11 @@ class Job:
         address: str | None = None,
         uri: str | None = None,
         poison: str | None = None,
+        namespace: str | None = None,
         norm: str = NORM,
         **fields: Any,
     ) -> None:
-        self.storage, self.ranks, self.norm, self.name = storage, ranks, norm, "digits"
+        self.storage, self.ranks, self.uri, self.norm, self.name = storage, ranks, uri, norm, "digits"
         on_ray = ranks if address else 0
         told = RUN | {"run.name": self.name, "run.storage": storage, "cluster.num-workers": on_ray, "model.norm": norm}
         told |= {name.replace("__", ".").replace("_", "-"): value for name, value in fields.items()}
@@ -95,6 +98,9 @@ class Job:
             "MLFLOW_DISABLE_TELEMETRY": "true",
             **({"RAY_ADDRESS": address} if address else {}),
         }
+        if namespace:
+            self.command = inside(namespace, self.command)
+            self.environment |= AT_INTERFACE | NO_NAME_SERVER
         self.mark = self.environment[MARK] = uuid.uuid4().hex
         self.steps: list[Step] = []
         self.output: list[str] = []

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -13,6 +14,7 @@ import torch
 from faults.inject import ray_processes, sleep_until
 from faults.job import CHECKPOINT_EVERY, NORM, NUM_STEPS, Job
 from mlflow import MlflowClient
+from PIL import Image
 from torch import Tensor
 
 from genray.checkpoint import CHECKPOINTS, SNAPSHOTS, Checkpoint, load, read
@@ -37,7 +39,7 @@ class Verdict:
     points_doubled: int
     """Points that stand twice in the journal, or in MLflow."""
     mlflow_lost: int | None
-    """Points of the journals that MLflow lacks; None: the run had no MLflow."""
+    """Points and pictures of the journals that MLflow lacks; None: the run had no MLflow."""
     apart: float | None
     """Largest difference of weights, averages and moments after the last step from those of the twin, as a share of the
     largest in their tensor; 0: equal to the bit; None: they are other tensors, or none."""
@@ -192,13 +194,27 @@ def pause(job: Job) -> float:
 
 
 def stored_in_mlflow(folder: RunFolder, uri: str) -> tuple[int, int]:
-    """Points of the journals that MLflow lacks, and that it has twice."""
+    """Points and pictures of the journals that MLflow lacks, and that it has twice."""
     run_id = json.loads(folder.pull("mlflow.json").read_text())["run_id"]
+    journal, pictures = folder.pull("journal"), Counter[bytes]()
     wanted: Counter[tuple[str, int, float]] = Counter()
-    for path in folder.pull("journal").glob("*.jsonl"):
+    for path in journal.glob("*.jsonl"):
         for entry in read_journal(path)[0]:
             wanted.update((key, entry["step"], value) for key, value in entry.get("metrics", {}).items())
+            if "image" in entry:
+                pictures[_pixels(journal / entry["path"])] += 1
     client, found = MlflowClient(uri), Counter[tuple[str, int, float]]()
     for key in {key for key, _, _ in wanted}:
         found.update((key, point.step, point.value) for point in client.get_metric_history(run_id, key))
-    return (wanted - found).total(), (found - wanted).total()
+    shown = _pictures_in_mlflow(client, run_id) if pictures else Counter()
+    return (wanted - found).total() + (pictures - shown).total(), (found - wanted).total() + (shown - pictures).total()
+
+
+def _pictures_in_mlflow(client: MlflowClient, run_id: str) -> Counter[bytes]:
+    with TemporaryDirectory() as place:
+        return Counter(_pixels(path) for path in Path(client.download_artifacts(run_id, "images", place)).glob("*.png"))
+
+
+def _pixels(path: Path) -> bytes:
+    with Image.open(path) as picture:
+        return picture.convert("RGB").tobytes()

@@ -1,6 +1,7 @@
 """Where faults are injected: a folder, and the services that runs of it share, begun when they are asked for."""
 
 import os
+import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,7 +11,8 @@ from typing import Any
 from faults.inject import ObjectStore
 from faults.job import Job
 from faults.judge import Verdict, judge, twin
-from faults.network import Networked
+from faults.network import HEAD, RAY, Networked
+from faults.proxy import Proxy
 from mlflow_server import Server
 from ray.cluster_utils import Cluster as Raylets
 
@@ -52,6 +54,12 @@ class Lab:
             self._raylets.wait_for_nodes()
         return self._raylets
 
+    def announce_loss(self, seconds: int) -> None:
+        """Tells Ray that the second node will be taken away in `seconds`."""
+        command = [RAY, "drain-node", "--address", self.raylets.address, "--node-id", self._node.node_id]
+        command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "its price has risen"]
+        subprocess.run([*command, "--deadline-remaining-seconds", str(seconds)], check=True)
+
     def replace_node(self) -> None:
         """SIGKILL for the second raylet; a new node takes its place."""
         self.raylets.remove_node(self._node, allow_graceful=False)
@@ -78,27 +86,36 @@ class Lab:
             yield job
 
     @contextmanager
+    def behind_a_proxy(self, **more: Any) -> Iterator[tuple[Proxy, Job]]:
+        """As `tracked`, with a proxy between the job and MLflow."""
+        with Proxy(self.server.uri) as proxy, self.job(uri=proxy.uri, **more) as job:
+            yield proxy, job
+
+    @contextmanager
     def on_ray(self, **more: Any) -> Iterator[Job]:
         """Two workers on the two nodes, with MLflow."""
         with self.tracked(ranks=2, address=self.raylets.address, **more) as job:
             yield job
 
     @contextmanager
-    def networked(self, num_nodes: int, **more: Any) -> Iterator[tuple[Networked, Job]]:
-        """Up to two workers, on nodes with networks of their own, with MLflow."""
+    def networked(self, num_nodes: int, *, remembers: bool = False, **more: Any) -> Iterator[tuple[Networked, Job]]:
+        """Up to two workers, on nodes with networks of their own, with MLflow.
+
+        The command is given beside the head; where that remembers, and need not live for it, on the first node.
+        """
         uri = self.server.uri  # not while nodes start
-        nodes = Networked(num_nodes)
-        try:
-            with self.job(uri=uri, ranks=2, address=nodes.address, **more) as job:
-                yield nodes, job
-        finally:
-            nodes.close()
+        with ExitStack() as stack:
+            nodes = Networked(num_nodes, remembers=remembers)
+            stack.callback(nodes.close)
+            if remembers:
+                uri = stack.enter_context(Proxy(uri, HEAD)).uri
+                more["namespace"] = nodes.namespace(1)
+            yield nodes, stack.enter_context(self.job(uri=uri, ranks=2, address=nodes.address, **more))
 
     def verdict(self, job: Job, *, poison: str | None = None, but: int | None = None, allowed: float = 0.0) -> Verdict:
         """What became of a run; it is waited for, and its command given again while it fails."""
         job.finish()
-        uri = None if self._server is None or self._server.uri not in job.command else self._server.uri
-        return judge(job, twin(self.place / "twins", job.ranks, poison, job.norm), uri, but=but, allowed=allowed)
+        return judge(job, twin(self.place / "twins", job.ranks, poison, job.norm), job.uri, but=but, allowed=allowed)
 
     @contextmanager
     def object_store(self, kib_a_second: float = 0) -> Iterator[tuple[ObjectStore, str]]:

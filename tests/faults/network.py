@@ -17,8 +17,11 @@ from mlflow_server import free_port
 SUBNET = "10.213.77"
 BRIDGE = "genray-br"
 RAY = str(Path(sys.executable).with_name("ray"))
+HEAD = f"{SUBNET}.1"
 # inside a namespace the host's name is no address: gloo is told which interface to use
 INSIDE = "eth0"
+AT_INTERFACE = {"GLOO_SOCKET_IFNAME": INSIDE}
+NO_NAME_SERVER = {"RES_OPTIONS": "timeout:1 attempts:1"}
 
 # Ray gives a node up that it has not heard of for a quarter of a minute, and the node then ends itself
 SUPERVISED = ["sh", "-c", 'while :; do "$@"; sleep 1; done', "supervisor"]
@@ -38,24 +41,29 @@ def ip(*words: str) -> None:
 class Networked:
     """A head without cores in this namespace, and nodes of one core, each in one of its own, behind a bridge.
 
+    Args:
+        num_nodes: besides the head.
+        remembers: the head keeps what it knows in Redis.
+
     Raises:
         PermissionError: this user may not make namespaces.
+        FileNotFoundError: there is no `redis-server`.
     """
 
-    def __init__(self, num_nodes: int) -> None:
+    def __init__(self, num_nodes: int, *, remembers: bool = False) -> None:
         self._undo = ExitStack()
-        self._started: list[subprocess.Popen[bytes]] = []
+        self.nodes: dict[int, subprocess.Popen[bytes]] = {}
         try:
             ip("link", "add", BRIDGE, "type", "bridge")
             self._undo.callback(ip, "link", "delete", BRIDGE)
-            ip("addr", "add", f"{SUBNET}.1/24", "dev", BRIDGE)
+            ip("addr", "add", f"{HEAD}/24", "dev", BRIDGE)
             ip("link", "set", BRIDGE, "up")
+            redis = self._redis() if remembers else {}
             port = free_port()
-            self.address = f"{SUBNET}.1:{port}"
-            self._ray(
-                "--head", f"--node-ip-address={SUBNET}.1", f"--port={port}", "--num-cpus=0", "--include-dashboard=False"
-            )
-            assert sleep_until(lambda: _answers(f"{SUBNET}.1", port), 120), "Ray's head did not start"
+            self.address = f"{HEAD}:{port}"
+            options = [f"--node-ip-address={HEAD}", f"--port={port}", "--num-cpus=0", "--include-dashboard=False"]
+            self.head = self._ray("--head", *options, **redis)
+            assert sleep_until(lambda: _answers(HEAD, port), 120), "Ray's head did not start"
             for number in range(1, num_nodes + 1):
                 self.add(number)
         except BaseException:
@@ -64,7 +72,7 @@ class Networked:
 
     def add(self, number: int) -> None:
         """Node `number`, from 1 on, begins to join."""
-        name, link = f"genray{number}", self.link(number)
+        name, link = self.namespace(number), self.link(number)
         ip("netns", "add", name)
         self._undo.callback(ip, "netns", "delete", name)
         ip("link", "add", link, "type", "veth", "peer", "name", INSIDE, "netns", name)
@@ -73,14 +81,18 @@ class Networked:
         ip("-n", name, "addr", "add", f"{SUBNET}.{number + 1}/24", "dev", INSIDE)
         ip("-n", name, "link", "set", INSIDE, "up")
         ip("-n", name, "link", "set", "lo", "up")
-        self._ray(
-            f"--address={self.address}", f"--node-ip-address={SUBNET}.{number + 1}", "--num-cpus=1", namespace=name
-        )
+        ip("-n", name, "route", "add", "default", "via", HEAD)
+        options = [f"--address={self.address}", f"--node-ip-address={SUBNET}.{number + 1}", "--num-cpus=1"]
+        self.nodes[number] = self._ray(*options, namespace=name)
 
     def kill_head(self) -> None:
-        """SIGKILL for all processes of the head; it is started again, and remembers nothing."""
-        for process in _family(self._started[0].pid)[1:]:
+        """SIGKILL for all processes of the head; it is started again, and remembers what Redis has, if it has one."""
+        for process in _family(self.head.pid)[1:]:
             process.kill()
+
+    def namespace(self, number: int) -> str:
+        """The name of the network of node `number`."""
+        return f"genray{number}"
 
     def link(self, number: int) -> str:
         """The interface by which node `number` is reached."""
@@ -93,7 +105,7 @@ class Networked:
     def lose(self, number: int) -> None:
         """Node `number` is silent from now on, and then nothing of it is left."""
         self.cut(number)
-        for process in _family(self._started[number].pid):
+        for process in _family(self.nodes[number].pid):
             process.kill()
 
     @contextmanager
@@ -111,22 +123,39 @@ class Networked:
         subprocess.run(["tc", "qdisc", "add", "dev", self.link(number), "root", *shape], check=True)
 
     def close(self) -> None:
-        for process in self._started:
-            for one in _family(process.pid):
-                one.kill()
-            process.wait()
         self._undo.close()
 
-    def _ray(self, *options: str, namespace: str | None = None) -> None:
-        inside = ["ip", "netns", "exec", namespace] if namespace else []
+    def _redis(self) -> dict[str, str]:
+        """What a head is told that remembers."""
+        port = free_port()
+        self._start(["redis-server", "--bind", HEAD, "--port", str(port), "--save", "", "--protected-mode", "no"])
+        assert sleep_until(lambda: _answers(HEAD, port)), "Redis did not start"
+        return {"RAY_REDIS_ADDRESS": f"{HEAD}:{port}"}
+
+    def _ray(self, *options: str, namespace: str | None = None, **told: str) -> subprocess.Popen[bytes]:
         place = tempfile.mkdtemp(prefix="ray-")  # nodes that start together would take each other's sockets
         self._undo.callback(shutil.rmtree, place, ignore_errors=True)
-        told = os.environ | {"RAY_AUTH_MODE": "disabled", "RES_OPTIONS": "timeout:1 attempts:1"}  # no name server
-        told |= {"GLOO_SOCKET_IFNAME": INSIDE} if namespace else {}
-        command = [*inside, RAY, "start", "--block", "--disable-usage-stats", f"--temp-dir={place}", *options]
-        self._started.append(
-            subprocess.Popen([*SUPERVISED, *command], env=told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        )
+        command = [RAY, "start", "--block", "--disable-usage-stats", f"--temp-dir={place}", *options]
+        if namespace:
+            command, told = inside(namespace, command), told | AT_INTERFACE
+        return self._start([*SUPERVISED, *command], RAY_AUTH_MODE="disabled", **NO_NAME_SERVER, **told)
+
+    def _start(self, command: list[str], **told: str) -> subprocess.Popen[bytes]:
+        quiet = subprocess.DEVNULL
+        process = subprocess.Popen(command, env=os.environ | told, stdout=quiet, stderr=quiet)
+        self._undo.callback(_end, process)
+        return process
+
+
+def inside(namespace: str, command: list[str]) -> list[str]:
+    """The command that runs `command` in a network namespace."""
+    return ["ip", "netns", "exec", namespace, *command]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for one in _family(process.pid):
+        one.kill()
+    process.wait()
 
 
 def _family(pid: int) -> list[psutil.Process]:

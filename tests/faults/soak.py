@@ -41,9 +41,9 @@ class Due:
 
     kind: str
     after_steps: int
-    """It strikes so many steps after the one before it,"""
+    """It strikes so many steps after the one before it, when there is somebody to strike;"""
     after_s: float | None
-    """or so many seconds after that."""
+    """or so many seconds after that, if these are over first."""
     seconds: float
     """How long it lasts, where it lasts."""
 
@@ -209,12 +209,15 @@ class Soak:
         yield entry | {"pause_s": round(self.quiet_s, 1)}
 
     def wait_for(self, due: Due, last: float, reached: int) -> None:
-        """Until a fault is due: so many seconds after `last`, or steps after `reached`, and there are workers."""
-        if due.after_s is None:
-            self.until(lambda: self.job.step() >= reached + due.after_steps and self._processes() != [])
-        else:
-            then = last + due.after_s
-            self.until(lambda: time.monotonic() >= then)
+        """Until a fault is due, after the one at `last`, when the job had `reached` a step."""
+        then = last + (float("inf") if due.after_s is None else due.after_s)
+
+        def is_due() -> bool:
+            return time.monotonic() >= then or (
+                self.job.step() >= reached + due.after_steps and self._processes() != []
+            )
+
+        self.until(is_due)
 
 
 @contextmanager
