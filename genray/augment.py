@@ -234,10 +234,7 @@ def _score(config: Config, fit: Fit) -> Done:
     tracker.close()
     folder.push_journal("eval")
     found = {score.metric: score.value for score in scores}
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps({"config": config.to_dict(), "scores": found}, indent=2) + "\n")
-    beside.replace(path)
-    folder.push(RESULT)
+    folder.write(RESULT, json.dumps({"config": config.to_dict(), "scores": found}, indent=2) + "\n")
     return Done(found)
 
 

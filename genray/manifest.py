@@ -1,11 +1,12 @@
-"""A folder that is whole or is not there: written beside, renamed, every file known by its digest."""
+"""What is whole or is not there: a file, or a folder that knows the digests of its files; written beside, renamed."""
 
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from genray.errors import CheckpointError
@@ -17,6 +18,18 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which becomes `path` at the end of the block, or goes where it fails."""
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        yield beside
+        _fsync(beside)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def seal(directory: Path, write: Callable[[Path], None]) -> str:

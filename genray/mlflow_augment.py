@@ -143,8 +143,7 @@ class Record:
             self.uri, known.run_id, status, {"genray.augment.said": known.said} if known.said else {}
         )
         if status == "FINISHED":
-            (folder.local / ENDED).write_text(self.uri)
-            folder.push(ENDED)
+            folder.write(ENDED, self.uri)
         del self.known[config.run.name]
 
 

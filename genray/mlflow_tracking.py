@@ -101,8 +101,7 @@ def run_of(folder: RunFolder, uri: str, **values: Any) -> str:
     path = folder.pull(NOTE)
     known = json.loads(path.read_text())["run_id"] if path.is_file() else None
     run_id = start_run(uri, run_id=known, **values)
-    path.write_text(json.dumps({"uri": redact(uri), "run_id": run_id}) + "\n")
-    folder.push(NOTE)
+    folder.write(NOTE, json.dumps({"uri": redact(uri), "run_id": run_id}) + "\n")
     return run_id
 
 

@@ -12,6 +12,7 @@ from genray.data.images import ImageSet
 from genray.errors import ConfigError
 from genray.evaluation.features import check_shape
 from genray.evaluation.latent import has_posterior, latents_of, reconstructions
+from genray.manifest import written_whole
 from genray.models.pixel_distributions import mean_images
 from genray.models.vae import VAE
 from genray.objectives.regularisers import gaussian_kl
@@ -25,7 +26,6 @@ from genray.sampling import (
     sample,
     to_float,
     to_uint8,
-    written_whole,
 )
 from genray.snapshot import Snapshot
 

@@ -151,10 +151,7 @@ def _decided(
             for number, donor in pairs.items()
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.tmp")
-        beside.write_text(json.dumps(found) + "\n")
-        beside.replace(path)
-        study.folder.push(name)
+        study.folder.write(name, json.dumps(found) + "\n")
     return {int(number): (donor, values) for number, (donor, values) in json.loads(path.read_text()).items()}
 
 

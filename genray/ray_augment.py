@@ -109,8 +109,7 @@ def _train_on_ray(experiment: Experiment, state: State, record: Record) -> None:
     ray_train.connect(cluster.num_workers * cluster.cpus_per_worker, log_to_driver=False)
     ray_tune.capacity(config, Search())
     token = uuid.uuid4().hex
-    (record.folder.local / SHARED).write_text(token)
-    record.folder.push(SHARED)
+    record.folder.write(SHARED, token)
     alone = cluster.num_workers == 1
     task = ray.remote(work).options(
         num_cpus=cluster.cpus_per_worker if alone else 0,

@@ -139,10 +139,7 @@ def note_best(folder: RunFolder, name: str, score: Score) -> None:
         if best["metric"] == score.metric and not _ahead(score, best["value"]):
             return
     note = {"name": name, "step": step_of(name), "metric": score.metric, "value": score.value}
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(note))
-    beside.replace(path)
-    folder.push(BEST)
+    folder.write(BEST, json.dumps(note))
 
 
 def _ahead(score: Score, best: float) -> bool:

@@ -120,8 +120,7 @@ def _check_images(study: Study) -> None:
             f"the images of study {study.settings.search.name!r} have changed, so that scores could not be compared "
             f"(digests of {', '.join(changed)}); give the same images, or choose another search.name"
         )
-    path.write_text(json.dumps(found) + "\n")
-    study.folder.push(IMAGES)
+    study.folder.write(IMAGES, json.dumps(found) + "\n")
 
 
 def resume(study: Study) -> int:

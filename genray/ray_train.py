@@ -176,8 +176,7 @@ def fit(config: Config, storage: str) -> Outcome:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
     folder = RunFolder.open(storage, config.run.name)
     token = uuid.uuid4().hex
-    (folder.local / SHARED).write_text(token)
-    folder.push(SHARED)
+    folder.write(SHARED, token)
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1.0} if cluster.use_gpu else {})
     trainer = TorchTrainer(
         work,

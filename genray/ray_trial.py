@@ -165,8 +165,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         except ConfigError as error:
             self.refused = error
             return
-        (self.folder.local / "config.json").write_text(json.dumps(self.made.to_dict(), indent=2, sort_keys=True) + "\n")
-        self.folder.push("config.json")
+        self.folder.write("config.json", json.dumps(self.made.to_dict(), indent=2, sort_keys=True) + "\n")
 
     def _count_start(self) -> None:
         """Notes that this driver starts the trial from its newest checkpoint.
@@ -184,8 +183,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         starts = known["starts"] + 1 if place.items() <= known.items() else 1
         if starts > 1 + self.study.settings.search.max_failures:
             raise ClusterError(f"its process died {starts - 1} times after {newest}, and never got any further")
-        path.write_text(json.dumps(place | {"starts": starts}))
-        self.folder.push(STARTS)
+        self.folder.write(STARTS, json.dumps(place | {"starts": starts}))
 
     def _assemble(self) -> None:
         """Gives every rank its seat; all of them find the same checkpoint."""

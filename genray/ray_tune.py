@@ -289,8 +289,7 @@ class Notes(tune.Callback):  # type: ignore[misc]
         if folder.pull(ENDED).is_file():  # and was told of by the driver before this one
             return
         said = {"status": status, "step": result.get("step", 0), "objective": objective or [WORST]}
-        (folder.local / ENDED).write_text(json.dumps(said))
-        folder.push(ENDED)
+        folder.write(ENDED, json.dumps(said))
         self._record.note(number, status, reason=reason)
         shown = f"objective {objective[0]:.5g} at step {said['step']}" if objective else ""
         print(f"trial {trial_name(number)} {status} {shown} {reason}".rstrip(), flush=True)  # noqa: T201

@@ -7,9 +7,6 @@ batches in order; `round((x + 1) * 127.5)`.
 """
 
 import math
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from genray.errors import ConfigError, DivergenceError
+from genray.manifest import written_whole
 
 if TYPE_CHECKING:
     from genray.snapshot import Snapshot
@@ -193,17 +191,6 @@ def save_png(path: Path, pixels: NDArray[np.uint8]) -> None:
     """Writes `pixels`, uint8 (H, W, 3), as PNG; a reader sees the old file or the whole new one."""
     with written_whole(path) as beside:
         Image.fromarray(pixels).save(beside, format="PNG")
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, which becomes `path` at the end of the block, or goes where it fails."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        yield beside
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def labels_for(num: int, num_labels: int, label: int | None, classes: tuple[str, ...]) -> Tensor | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from genray.errors import StorageError
-from genray.manifest import MANIFEST
+from genray.manifest import MANIFEST, written_whole
 
 JOURNAL = "journal"
 SCRATCH = Path("~/.cache/genray/runs")
@@ -77,6 +77,12 @@ class RunFolder:
             selector = fs.FileSelector(folder, allow_not_found=True)
             found = [info.base_name for info in self.remote.get_file_info(selector)]
         return sorted(name for name in found if not name.startswith("."))
+
+    def write(self, relative: str, text: str) -> None:
+        """Puts a small file into the storage, the whole of it or, where that fails, none."""
+        with written_whole(self.local / relative) as beside:
+            beside.write_text(text)
+        self.push(relative)
 
     def push(self, relative: str) -> None:
         """Copies a finished local file or sealed folder to the storage."""

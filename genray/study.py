@@ -178,10 +178,7 @@ class Study:
             raise ResumeError(
                 f"{folder.local} exists and is no study; choose another search.name than {settings.search.name!r}"
             )
-        beside = path.with_name(f".{SETTINGS}.tmp")
-        beside.write_text(json.dumps(settings.to_dict(), indent=2, sort_keys=True) + "\n")
-        beside.replace(path)
-        folder.push(SETTINGS)
+        folder.write(SETTINGS, json.dumps(settings.to_dict(), indent=2, sort_keys=True) + "\n")
         return cls(folder, settings)
 
     @classmethod

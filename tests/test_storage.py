@@ -1,5 +1,7 @@
 """Run folders: local ones, and ones behind an object store's interface."""
 
+import resource
+
 import numpy as np
 import pytest
 from pyarrow import fs
@@ -40,6 +42,19 @@ def test_probe_leaves_nothing_behind(tmp_path, remote):
     remote.probe()
     assert list(folder.local.iterdir()) == []
     assert remote.remote.get_file_info(fs.FileSelector("")) == []
+
+
+def test_file_that_there_is_no_room_for_leaves_the_old_one(tmp_path):
+    folder = RunFolder.open(str(tmp_path), "a")
+    folder.write("note.json", "old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            folder.write("note.json", "more than four bytes")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [(path.name, path.read_text()) for path in folder.local.iterdir()] == [("note.json", "old")]
 
 
 def test_checkpoint_on_remote_storage_is_found_by_a_node_that_never_wrote_it(tmp_path, remote):

@@ -1,7 +1,6 @@
 """From a snapshot, or a set of images, to its scores."""
 
 import json
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from genray.evaluation.likelihood import has_likelihood
 from genray.evaluation.protocol import Score
 from genray.evaluation.samples import TAKERS, Comparison, observe, sample_scores
 from genray.evaluation.vae_scores import LIKELIHOOD, likelihood_scores, psnr_score, reconstruction_score
+from genray.manifest import written_whole
 from genray.sampling import generate, latents
 from genray.snapshot import Snapshot
 from genray.streams import generator
@@ -152,12 +152,8 @@ def reference_labels(reals: ImageSet, num: int, seed: int) -> Tensor:
 def write_scores(path: Path, scores: Sequence[Score]) -> None:
     """Writes the scores as JSON, in their order; a reader sees the old file or the whole new one."""
     text = json.dumps({"format": FORMAT, "scores": [score.to_dict() for score in scores]}, indent=2, allow_nan=False)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
+    with written_whole(path) as beside:
         beside.write_text(text + "\n")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def read_scores(path: Path) -> list[Score]:
