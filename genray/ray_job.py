@@ -2,8 +2,10 @@
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -36,6 +38,7 @@ from genray.storage import JOURNAL, RunFolder
 from genray.trainer import Outcome, check_same_run, train
 
 DELIVERY_TIMEOUT_S = 60.0
+REGISTER_TRIES = 4
 EXIT_STOPPED = 3
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Best = tuple[str, list[Score]]
@@ -131,8 +134,7 @@ def _claim(folder: RunFolder, config: Config) -> None:
     path = folder.pull("config.json")
     if path.is_file():
         check_same_run(Config.from_dict(json.loads(path.read_text())), config)
-    path.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
-    folder.push("config.json")
+    folder.write("config.json", json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
 
 
 def _note_splits(folder: RunFolder, config: Config, train_images: ImageSet) -> None:
@@ -145,10 +147,8 @@ def _note_splits(folder: RunFolder, config: Config, train_images: ImageSet) -> N
         return
     test = load_images(config.data, config.eval.split)
     heed_leak(config.data, train_images, test)
-    path = folder.local / "splits.json"
     noted = {images.split: describe(images) for images in (train_images, test)}
-    path.write_text(json.dumps({"split_seed": config.data.split_seed} | noted, indent=2) + "\n")
-    folder.push("splits.json")
+    folder.write("splits.json", json.dumps({"split_seed": config.data.split_seed} | noted, indent=2) + "\n")
 
 
 def _bring_start(folder: RunFolder, config: Config, uri: str, images: ImageSet) -> None:
@@ -164,8 +164,7 @@ def _bring_start(folder: RunFolder, config: Config, uri: str, images: ImageSet) 
     fit, digest = start_from(module, config, folder)
     print(f"starts    from {source} ({digest[:12]}…): {fit}", flush=True)  # noqa: T201
     noted = {"source": source, "sha256": digest, **asdict(fit)}
-    (folder.local / "transfer.json").write_text(json.dumps(noted, indent=2) + "\n")
-    folder.push("transfer.json")
+    folder.write("transfer.json", json.dumps(noted, indent=2) + "\n")
 
 
 def bring_extractor(folder: RunFolder, config: Config, uri: str) -> bool:
@@ -253,8 +252,7 @@ def _register(
     for score in best[1] if best else []:
         tags[f"genray.eval.{score.metric}"] = f"{score.value:.6g}"
     directory = folder.pull(f"{SNAPSHOTS}/{name}")
-    mlflow_store.wait_for(uri, DELIVERY_TIMEOUT_S)  # days of training shall not fail by a server that is restarted
-    version = mlflow_registry.register(uri, directory, run_id=run_id, task=config.task, tags=tags)
+    version = _stored(uri, directory, run_id, config.task, tags)
     if best is None or not config.eval.promote:
         return version, "not compared with the champion" + ("" if best else ": there is no score")
     extractor = folder.local / EXTRACTOR
@@ -264,6 +262,19 @@ def _register(
     except ProtocolError as error:
         return version, f"not promoted: {error}"
     return version, decision.reason
+
+
+def _stored(uri: str, directory: Path, run_id: str, task: str, tags: Mapping[str, str]) -> int:
+    """Registers; days of training shall not fail by a server that is restarted, or by an upload that breaks off."""
+    deadline = time.monotonic() + DELIVERY_TIMEOUT_S
+    for _ in range(REGISTER_TRIES - 1):
+        if not mlflow_store.wait_for(uri, deadline - time.monotonic()):
+            break
+        try:
+            return mlflow_registry.register(uri, directory, run_id=run_id, task=task, tags=tags)
+        except TrackingError as error:
+            logger.warning("the model is registered again: %s", error)
+    return mlflow_registry.register(uri, directory, run_id=run_id, task=task, tags=tags)
 
 
 def _print(config: Config, uri: str, report: Report) -> None:

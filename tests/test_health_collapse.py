@@ -66,14 +66,15 @@ def storage(tmp_path_factory, data_root):
         yield storage
 
 
-def events(storage: Path, name: str) -> list[dict[str, object]]:
-    return [e for e in read_journal(storage / name / "journal" / "train.jsonl")[0] if "event" in e]
+def findings(storage: Path, name: str) -> list[dict[str, object]]:
+    entries = read_journal(storage / name / "journal" / "train.jsonl")[0]
+    return [e for e in entries if e.get("event", "").startswith("health.")]
 
 
 def test_gan_that_collapses_is_stopped_with_its_best_snapshot_registered(storage):
     assert train(storage, "mnist-dcgan", QUICK | SICK | {"run.name": "sick"}) == 3
     folder = RunFolder.open(str(storage), "sick")
-    event = next(e for e in events(storage, "sick") if e["event"] == "health.score")
+    event = next(e for e in findings(storage, "sick") if e["event"] == "health.score")
     assert event["step"] < 4 * NUM_STEPS and event["fields"]["action"] == "stop"
     assert "5 scores in a row that are worse than the best" in event["fields"]["reason"]
     assert folder.names(SNAPSHOTS)[-1] == step_name(event["step"])
@@ -93,7 +94,7 @@ def test_gan_that_collapses_is_stopped_with_its_best_snapshot_registered(storage
 
 def test_healthy_gan_of_the_same_length_is_not_stopped(storage):
     assert train(storage, "mnist-dcgan", QUICK | {"run.name": "well"}) == 0
-    assert events(storage, "well") == []
+    assert findings(storage, "well") == []
     scores = FolderStore(RunFolder.open(str(storage), "well")).scores()
     assert len(scores) == NUM_STEPS // QUICK["train.checkpoint-every"]
     (run,) = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}").search_runs(["1"], "attributes.run_name = 'well'")

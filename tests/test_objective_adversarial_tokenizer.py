@@ -24,6 +24,7 @@ from genray.storage import RunFolder
 from genray.trainer import train
 
 MODEL = AdversarialTokenizer(num_codes=16, code_dim=4, width=8, num_downsamplings=1, discriminator_width=8)
+KL = replace(MODEL, quantizer="none", code_dim=1)
 AT_ONCE = AdversarialTokenization(adversarial_start_samples=0, adversarial_warmup_samples=0)
 
 
@@ -109,8 +110,9 @@ def test_adversarial_tokenizer_of_digits_reconstructs_better_by_training(tmp_pat
     assert 0 < metrics["tokenizer/adversarial_weight"] <= 0.5e4
 
 
-def test_adversarial_tokenizer_resumed_from_a_checkpoint_ends_bit_identical(tmp_path) -> None:
-    whole = run(autoencoder_config(MODEL, AT_ONCE, 6), tmp_path / "whole")
-    run(autoencoder_config(MODEL, AT_ONCE, 3), tmp_path / "halves")
-    halves = run(autoencoder_config(MODEL, AT_ONCE, 6), tmp_path / "halves")
+@pytest.mark.parametrize("model", [MODEL, KL], ids=["vq", "kl"])
+def test_adversarial_tokenizer_resumed_from_a_checkpoint_ends_bit_identical(model, tmp_path) -> None:
+    whole = run(autoencoder_config(model, AT_ONCE, 6), tmp_path / "whole")
+    run(autoencoder_config(model, AT_ONCE, 3), tmp_path / "halves")
+    halves = run(autoencoder_config(model, AT_ONCE, 6), tmp_path / "halves")
     assert_same_state(whole, halves, 6)

@@ -295,7 +295,7 @@ def test_job_that_is_told_to_end_closes_its_mlflow_run_as_killed(tmp_path, worke
     command = train_command(tmp_path, "--train.num-steps", "100000", "--cluster.num-workers", workers)
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     journal = tmp_path / "digits-vae" / "journal" / "train.jsonl"
-    while not read_journal(journal)[0]:
+    while not any("metrics" in entry for entry in read_journal(journal)[0]):
         assert job.poll() is None, job.stderr.read()
         time.sleep(0.1)
     os.kill(job.pid, number)

@@ -8,13 +8,13 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-from faults.network import AT_INTERFACE, NO_NAME_SERVER, inside
+from faults.network import AT_NODE
 
 from genray.storage import RunFolder
 from genray.tracking import read_journal
@@ -59,7 +59,7 @@ class Job:
         address: of the Ray that the job joins.
         uri: of MLflow.
         poison: KIND:RANK:STEP, see `faults.bare`.
-        namespace: a network's; the command is given in it.
+        on: what stands before the command, to give it on a node of its own.
         norm: of the network; batch norm takes its statistics from one rank's share, so it ties a run to its ranks.
         fields: of the config, by dotted name.
     """
@@ -75,7 +75,7 @@ class Job:
         address: str | None = None,
         uri: str | None = None,
         poison: str | None = None,
-        namespace: str | None = None,
+        on: Sequence[str] = (),
         norm: str = NORM,
         **fields: Any,
     ) -> None:
@@ -98,9 +98,8 @@ class Job:
             "MLFLOW_DISABLE_TELEMETRY": "true",
             **({"RAY_ADDRESS": address} if address else {}),
         }
-        if namespace:
-            self.command = inside(namespace, self.command)
-            self.environment |= AT_INTERFACE | NO_NAME_SERVER
+        if on:
+            self.command, self.environment = [*on, *self.command], self.environment | AT_NODE
         self.mark = self.environment[MARK] = uuid.uuid4().hex
         self.steps: list[Step] = []
         self.output: list[str] = []

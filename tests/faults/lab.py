@@ -109,7 +109,7 @@ class Lab:
             stack.callback(nodes.close)
             if remembers:
                 uri = stack.enter_context(Proxy(uri, HEAD)).uri
-                more["namespace"] = nodes.namespace(1)
+                more["on"] = nodes.on(1)
             yield nodes, stack.enter_context(self.job(uri=uri, ranks=2, address=nodes.address, **more))
 
     def verdict(self, job: Job, *, poison: str | None = None, but: int | None = None, allowed: float = 0.0) -> Verdict:

@@ -18,10 +18,11 @@ SUBNET = "10.213.77"
 BRIDGE = "genray-br"
 RAY = str(Path(sys.executable).with_name("ray"))
 HEAD = f"{SUBNET}.1"
-# inside a namespace the host's name is no address: gloo is told which interface to use
 INSIDE = "eth0"
-AT_INTERFACE = {"GLOO_SOCKET_IFNAME": INSIDE}
-NO_NAME_SERVER = {"RES_OPTIONS": "timeout:1 attempts:1"}
+NO_SERVICES = {"RAY_AUTH_MODE": "disabled", "RES_OPTIONS": "timeout:1 attempts:1"}
+# inside a namespace the host's name is no address: gloo is told which interface to use
+AT_NODE = NO_SERVICES | {"GLOO_SOCKET_IFNAME": INSIDE}
+APART = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 # Ray gives a node up that it has not heard of for a quarter of a minute, and the node then ends itself
 SUPERVISED = ["sh", "-c", 'while :; do "$@"; sleep 1; done', "supervisor"]
@@ -43,7 +44,7 @@ class Networked:
 
     Args:
         num_nodes: besides the head.
-        remembers: the head keeps what it knows in Redis.
+        remembers: the head keeps what it knows in Redis; and a command that is given `on` a node has no other near it.
 
     Raises:
         PermissionError: this user may not make namespaces.
@@ -51,7 +52,7 @@ class Networked:
     """
 
     def __init__(self, num_nodes: int, *, remembers: bool = False) -> None:
-        self._undo = ExitStack()
+        self._undo, self.apart = ExitStack(), remembers
         self.nodes: dict[int, subprocess.Popen[bytes]] = {}
         try:
             ip("link", "add", BRIDGE, "type", "bridge")
@@ -62,6 +63,7 @@ class Networked:
             port = free_port()
             self.address = f"{HEAD}:{port}"
             options = [f"--node-ip-address={HEAD}", f"--port={port}", "--num-cpus=0", "--include-dashboard=False"]
+            options.append(f"--dashboard-port={free_port()}")  # another Ray of this machine may have the usual one
             self.head = self._ray("--head", *options, **redis)
             assert sleep_until(lambda: _answers(HEAD, port), 120), "Ray's head did not start"
             for number in range(1, num_nodes + 1):
@@ -81,7 +83,6 @@ class Networked:
         ip("-n", name, "addr", "add", f"{SUBNET}.{number + 1}/24", "dev", INSIDE)
         ip("-n", name, "link", "set", INSIDE, "up")
         ip("-n", name, "link", "set", "lo", "up")
-        ip("-n", name, "route", "add", "default", "via", HEAD)
         options = [f"--address={self.address}", f"--node-ip-address={SUBNET}.{number + 1}", "--num-cpus=1"]
         self.nodes[number] = self._ray(*options, namespace=name)
 
@@ -93,6 +94,11 @@ class Networked:
     def namespace(self, number: int) -> str:
         """The name of the network of node `number`."""
         return f"genray{number}"
+
+    def on(self, number: int) -> list[str]:
+        """What stands before a command that is given on node `number`."""
+        supervisor = psutil.Process(self.nodes[number].pid).children()[0]
+        return ["nsenter", "--target", str(supervisor.pid), "--net", "--pid", "--mount"]
 
     def link(self, number: int) -> str:
         """The interface by which node `number` is reached."""
@@ -136,20 +142,18 @@ class Networked:
         place = tempfile.mkdtemp(prefix="ray-")  # nodes that start together would take each other's sockets
         self._undo.callback(shutil.rmtree, place, ignore_errors=True)
         command = [RAY, "start", "--block", "--disable-usage-stats", f"--temp-dir={place}", *options]
-        if namespace:
-            command, told = inside(namespace, command), told | AT_INTERFACE
-        return self._start([*SUPERVISED, *command], RAY_AUTH_MODE="disabled", **NO_NAME_SERVER, **told)
+        if not namespace:
+            return self._start([*SUPERVISED, *command], **NO_SERVICES, **told)
+        inside = ["ip", "netns", "exec", namespace]
+        # a driver takes the raylet that it sees, and the head's before others
+        command = [*inside, *APART, *SUPERVISED, *command] if self.apart else [*SUPERVISED, *inside, *command]
+        return self._start(command, **AT_NODE, **told)
 
     def _start(self, command: list[str], **told: str) -> subprocess.Popen[bytes]:
         quiet = subprocess.DEVNULL
         process = subprocess.Popen(command, env=os.environ | told, stdout=quiet, stderr=quiet)
         self._undo.callback(_end, process)
         return process
-
-
-def inside(namespace: str, command: list[str]) -> list[str]:
-    """The command that runs `command` in a network namespace."""
-    return ["ip", "netns", "exec", namespace, *command]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

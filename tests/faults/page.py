@@ -37,6 +37,10 @@ is written by that command, from [its log](logs/faults.json), which has the comm
 No command has left a process behind, or a half-written folder, or one that passes for whole and is not, except where
 the last column says so.
 
+Tested elsewhere: 64 trials that write to one MLflow server, which dies meanwhile (`tests/test_mlflow_study.py`); a
+learning rate that blows up, which ends the run in an error (`tests/test_health_runs.py`);
+a server that hangs (`tests/test_mlflow_tracking.py`).
+
 | fault | how it was injected | commands | repeated | lost | twice | same weights | pause | besides |
 | --- | --- | ---: | ---: | ---: | ---: | --- | ---: | --- |
 """
