@@ -130,7 +130,8 @@ class Trainer:
         """
         self.resume()
         resumed_from = self.step
-        self.tracker.event(self.step, "hardware", **hardware(self.world.device))
+        if not self.finished:
+            self.tracker.event(self.step, "hardware", **hardware(self.world.device))
         try:
             self.progress.start(self.step)
             while not self.finished:
