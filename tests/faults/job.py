@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-from faults.network import AT_NODE, PATIENT
+from faults.network import AT_NODE
 
 from genray.storage import RunFolder
 from genray.tracking import read_journal
@@ -99,7 +99,7 @@ class Job:
             **({"RAY_ADDRESS": address} if address else {}),
         }
         if on:
-            self.command, self.environment = [*on, *self.command], self.environment | AT_NODE | PATIENT
+            self.command, self.environment = [*on, *self.command], self.environment | AT_NODE
         self.mark = self.environment[MARK] = uuid.uuid4().hex
         self.steps: list[Step] = []
         self.output: list[str] = []

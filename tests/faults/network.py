@@ -22,8 +22,6 @@ INSIDE = "eth0"
 NO_SERVICES = {"RAY_AUTH_MODE": "disabled", "RES_OPTIONS": "timeout:1 attempts:1"}
 # inside a namespace the host's name is no address: gloo is told which interface to use
 AT_NODE = NO_SERVICES | {"GLOO_SOCKET_IFNAME": INSIDE}
-# a head is back in more than the minute for which nodes and drivers wait for it
-PATIENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
 APART = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 # Ray gives a node up that it has not heard of for a quarter of a minute, and the node then ends itself
@@ -148,9 +146,8 @@ class Networked:
             return self._start([*SUPERVISED, *command], **NO_SERVICES, **told)
         inside = ["ip", "netns", "exec", namespace]
         # a driver takes the raylet that it sees, and the head's before others
-        if self.apart:
-            return self._start([*inside, *APART, *SUPERVISED, *command], **AT_NODE, **PATIENT, **told)
-        return self._start([*SUPERVISED, *inside, *command], **AT_NODE, **told)
+        command = [*inside, *APART, *SUPERVISED, *command] if self.apart else [*SUPERVISED, *inside, *command]
+        return self._start(command, **AT_NODE, **told)
 
     def _start(self, command: list[str], **told: str) -> subprocess.Popen[bytes]:
         quiet = subprocess.DEVNULL
