@@ -26,7 +26,6 @@ def written_whole(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         yield beside
-        _fsync(beside)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

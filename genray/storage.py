@@ -6,6 +6,7 @@ what is listed there is whole.
 """
 
 import hashlib
+import os
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -80,8 +81,10 @@ class RunFolder:
 
     def write(self, relative: str, text: str) -> None:
         """Puts a small file into the storage, the whole of it or, where that fails, none."""
-        with written_whole(self.local / relative) as beside:
-            beside.write_text(text)
+        with written_whole(self.local / relative) as beside, beside.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         self.push(relative)
 
     def push(self, relative: str) -> None:
