@@ -213,7 +213,14 @@ def _log_dataset(client: MlflowClient, run_id: str, data: TrainingData) -> dict[
         source=json.dumps({"uri": data.source}),
         profile=json.dumps({"num_images": data.num_images}),
     )
-    client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
+    inputs = [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])]
+    try:
+        client.log_inputs(run_id, inputs)
+    except MlflowException as error:
+        if error.error_code != "BAD_REQUEST":
+            raise
+        # MLflow looks for the data set, then writes it: another run of the experiment wrote the same in between
+        client.log_inputs(run_id, inputs)
     return {"genray.data.name": data.name, "genray.data.sha256": data.digest}
 
 

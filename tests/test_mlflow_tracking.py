@@ -5,7 +5,9 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -139,6 +141,22 @@ def test_new_store_and_experiment_survive_processes_that_begin_at_once(tmp_path:
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
     run_ids = {process.communicate()[0].strip() for process in processes}
     assert [process.returncode for process in processes] == [0] * 4 and len(run_ids) == 4
+
+
+def test_runs_that_begin_at_once_share_the_record_of_their_data(uri: str) -> None:
+    start(uri, experiment="genray/at-once")
+    ready = threading.Barrier(8)
+
+    def begin(number: int) -> str:
+        data = TrainingData(f"set-{number // 8}", "/data/digits", SHA256, 1437)
+        ready.wait(60)
+        return start(uri, experiment="genray/at-once", dataset=data)
+
+    with ThreadPoolExecutor(8) as threads:
+        run_ids = list(threads.map(begin, range(32)))
+    client = MlflowClient(uri)
+    inputs = [client.get_run(run_id).inputs.dataset_inputs for run_id in run_ids]
+    assert [[each.dataset.name for each in one] for one in inputs] == [[f"set-{n // 8}"] for n in range(32)]
 
 
 def test_provenance_names_versions_and_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
