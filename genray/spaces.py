@@ -21,6 +21,7 @@ _VAE: Space = {
     "model.latent_dim": Domain("choice", (8, 16, 32, 64)),
     "train.global_batch_size": Domain("choice", (32, 64, 128)),
 }
+_BOUND: Space = {key: domain for key, domain in _VAE.items() if key != "objective.beta"}
 _RAE: Space = {
     "optim.lr": Domain("log", (1e-4, 1e-2)),
     "objective.beta": Domain("log", (0.01, 10.0)),
@@ -81,6 +82,8 @@ SPACES: dict[str, Space] = {
     "mnist-stylegan2": _PENALISED,
     "mnist-vae": _VAE,
     "mnist-mlp-vae": _VAE,
+    "mnist-iwae": _BOUND,
+    "mnist-vampprior": _BOUND,
     "mnist-rae": _RAE,
     "digits-hierarchical-vae": _HIERARCHICAL,
     "cifar10-hierarchical-vae": _HIERARCHICAL,

@@ -56,6 +56,18 @@ def test_bernoulli_nll_equals_that_of_torch_distributions() -> None:
     torch.testing.assert_close(bernoulli_nll(logits, targets), expected)
 
 
+def test_bernoulli_nll_and_its_gradient_hold_for_logits_of_any_size() -> None:
+    logits = torch.tensor([-200.0, -30.0, -1e-4, 0.0, 3.0, 30.0, 200.0]).repeat(2).view(14, 1, 1, 1).requires_grad_()
+    targets = torch.tensor([0.0, 1.0]).repeat_interleave(7).view(14, 1, 1, 1)
+    exact = logits.detach().double().requires_grad_()
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(exact, targets.double(), reduction="none")
+    expected.sum().backward()
+    found = bernoulli_nll(logits, targets)
+    found.sum().backward()
+    torch.testing.assert_close(found.double(), expected.flatten(), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=1e-6, atol=1e-7)
+
+
 def test_gaussian_nll_equals_that_of_torch_distributions() -> None:
     means, targets = torch.rand(6, 3, 8, 8), torch.rand(6, 3, 8, 8)
     expected = -distributions.Normal(means, 0.2).log_prob(targets).sum(dim=(1, 2, 3))

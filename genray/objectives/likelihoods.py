@@ -60,7 +60,24 @@ def bernoulli_nll(logits: Tensor, targets: Tensor) -> Tensor:
         logits: (B, C, H, W), unbounded.
         targets: (B, C, H, W) in {0, 1}; greys in between give a cross-entropy that is no likelihood.
     """
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").flatten(1).sum(dim=1)
+    each: Tensor = _BernoulliNLL.apply(logits, targets)
+    return each.flatten(1).sum(dim=1)
+
+
+class _BernoulliNLL(torch.autograd.Function):
+    """-log p of each pixel, (B, C, H, W): torch's own takes log1p, which costs a CPU most of a step of many samples."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, targets)
+        # softplus without overflow; 1 + exp(-|x|) is rounded to 6e-8, as what it is summed with
+        softplus = logits.abs().neg_().exp_().add_(1).log_().add_(logits.clamp(min=0))
+        return softplus.sub_(logits * targets)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        logits, targets = ctx.saved_tensors
+        return (torch.sigmoid(logits) - targets) * gradient, None
 
 
 def gaussian_nll(means: Tensor, targets: Tensor, sigma: float) -> Tensor:
