@@ -41,11 +41,12 @@ check: $(READY)
 install: $(READY)
 
 # uv resolves nothing here: every version is pinned; it only installs faster than pip, from its cache where it has one
+# bytecode as pip writes it: else every worker that Ray starts compiles torch, ray and mlflow anew where containers forbid it
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "genray needs Python 3.11 or newer; say make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet uv
-	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --requirement requirements.txt
+	$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python --requirement requirements.txt
 	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
 	rm -f $(VENV)/.ready-*
 	touch $@
