@@ -317,7 +317,14 @@ def guarded(command: Callable[[], int]) -> int:
     """The exit status of `command`; an error of ours becomes one line on stderr, the last of the output."""
     keep_private()
     try:
-        return command()
+        try:
+            return command()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # nobody reads on, as behind `| head`; what is left to print goes nowhere, so that Python's exit is quiet, too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except GenrayError as error:
         if os.environ.get("GENRAY_TRACEBACK"):
             raise

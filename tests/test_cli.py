@@ -1,6 +1,7 @@
 """The command line: what it refuses, and what it prints."""
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -33,6 +34,13 @@ def tiny_snapshot(tmp_path):
 def refused(capsys, *args: str) -> str:
     assert cli.main(args) == 1
     return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_output_that_nobody_reads_on_ends_quietly():
+    words = [sys.executable, "-m", "genray", "train", "digits-dcgan", "--help"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        command.stdout.close()
+        assert command.stderr.read() == b"" and command.wait() == 1
 
 
 def test_unknown_field_names_the_nearest(capsys):
