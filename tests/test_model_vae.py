@@ -7,7 +7,7 @@ import torch
 from torch import distributions
 
 from genray.models.fitted_latents import Mixture
-from genray.models.latent_distributions import AutoregressiveFlow, choose
+from genray.models.latent_distributions import AutoregressiveFlow, choose, mixture_log_density
 from genray.models.pixel_distributions import mixture_parts
 from genray.models.vae import LOGVAR_RANGE, MLPVAE, ConvVAE
 
@@ -135,6 +135,16 @@ def test_vae_with_pseudo_inputs_has_the_mixture_of_their_posteriors_as_prior() -
     each = distributions.Independent(distributions.Normal(mu, (logvar / 2).exp()), 1)
     prior = distributions.MixtureSameFamily(distributions.Categorical(torch.ones(5)), each)
     torch.testing.assert_close(found.log_p, prior.log_prob(found.z.view(4, 2, 3)))
+
+
+def test_density_of_a_mixture_holds_where_its_components_are_narrow_and_far_away() -> None:
+    mu, logvar = 10 * torch.randn(7, 5), torch.full((7, 5), -18.0)
+    z = (mu[:6] + torch.exp(logvar[:6] / 2) * torch.randn(6, 5)).view(3, 2, 5)
+    each = distributions.Independent(distributions.Normal(mu.double(), (logvar.double() / 2).exp()), 1)
+    mixture = distributions.MixtureSameFamily(distributions.Categorical(torch.ones(7).double()), each)
+    torch.testing.assert_close(
+        mixture_log_density(z, mu, logvar), mixture.log_prob(z.double()).float(), rtol=0, atol=1e-3
+    )
 
 
 def test_vae_draws_from_its_pseudo_inputs_posteriors() -> None:

@@ -78,3 +78,21 @@ def choose(noise: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 def normal_log_density(z: Tensor) -> Tensor:
     """Log density of a standard normal distribution, in nats, over the last dimension of `z`."""
     return -0.5 * (z.square() + math.log(2 * math.pi)).sum(dim=-1)
+
+
+def mixture_log_density(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """Log density of an even mixture of N normal distributions without correlations, in nats: (B, K), fp32.
+
+    Squared distances are products of matrices, since their differences, (B, K, N, dim), take gigabytes; in fp64, since
+    these products cancel where a component is narrow.
+
+    Args:
+        z: (B, K, dim).
+        mu: means of the components, (N, dim).
+        logvar: their log variances, (N, dim).
+    """
+    z, mu, logvar = z.double(), mu.double(), logvar.double()
+    precision = torch.exp(-logvar)
+    squares = z.square() @ precision.T - 2 * z @ (mu * precision).T + (mu.square() * precision).sum(dim=1)
+    each = -0.5 * (squares + (logvar + math.log(2 * math.pi)).sum(dim=1))
+    return (torch.logsumexp(each, dim=2) - math.log(len(mu))).float()

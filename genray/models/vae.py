@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from genray.models.fitted_latents import MaskedFlows, Mixture, SecondStage
 from genray.models.knobs import at_least, given, levels
-from genray.models.latent_distributions import AutoregressiveFlow, Pass, choose, normal_log_density
+from genray.models.latent_distributions import AutoregressiveFlow, Pass, choose, mixture_log_density, normal_log_density
 from genray.models.pixel_distributions import Output, mean_images, num_outputs
 
 LOGVAR_RANGE = (-20.0, 10.0)
@@ -294,9 +294,7 @@ class VAE(nn.Module):
         if self.pseudo_inputs is None:
             return normal_log_density(z)
         mu, logvar = self.encode(torch.tanh(self.pseudo_inputs))
-        deviations = (z.unsqueeze(2) - mu) * torch.exp(-0.5 * logvar)  # (B, K, number of pseudo-inputs, latent_dim)
-        each = normal_log_density(deviations) - 0.5 * logvar.sum(dim=1)
-        return torch.logsumexp(each, dim=2) - math.log(len(mu))
+        return mixture_log_density(z, mu, logvar)
 
 
 def _conv_encoder(knobs: ConvVAE, image_shape: tuple[int, int, int]) -> nn.Module:
