@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from genray.config import Config
 from genray.errors import ConfigError
@@ -41,6 +42,10 @@ def resolved(config: Config) -> Config:
         root=str(Path(root).expanduser().absolute()) if root else None,
         cache=str(Path(config.data.cache).expanduser().absolute()),
     )
+    objective: Any = config.objective
+    eye = getattr(config.objective, "perceptual", None)
+    if eye and is_path(eye):
+        objective = replace(objective, perceptual=_absolute(eye))
     source = config.transfer.source
     if source and is_path(source):
         source = str(Path(source).expanduser().absolute())
@@ -60,6 +65,7 @@ def resolved(config: Config) -> Config:
         config,
         run=replace(config.run, storage=storage),
         data=data,
+        objective=objective,
         transfer=replace(config.transfer, source=source),
         mix=replace(config.mix, sources=sources, judge=_absolute(config.mix.judge)),
         eval=replace(config.eval, extractor=extractor),

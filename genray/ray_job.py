@@ -24,7 +24,7 @@ from genray.config import Config
 from genray.data.images import ImageSet, load_images
 from genray.data.leaks import describe, heed_leak
 from genray.data.mix import training_images
-from genray.errors import ProtocolError, RegistryError, TrackingError
+from genray.errors import GenrayError, ProtocolError, RegistryError, TrackingError
 from genray.estimate import memory_mb, num_parameters
 from genray.evaluation.protocol import Score
 from genray.health import late_finding
@@ -33,7 +33,7 @@ from genray.objectives.elbo import bound_of
 from genray.paths import base_directory, is_path
 from genray.preemption import sigterm_asks, sigterm_raises
 from genray.ray_evaluate import Scorer
-from genray.start import START, start_from
+from genray.start import PERCEPTUAL, START, build_frozen, start_from
 from genray.storage import JOURNAL, RunFolder
 from genray.trainer import Outcome, check_same_run, train
 
@@ -96,6 +96,7 @@ def run(config: Config) -> Report:
     _note_splits(folder, config, images)
     _claim(folder, asked)
     _bring_start(folder, config, uri, images)
+    _bring_perceptual(folder, config, uri)
     can_score = bring_extractor(folder, config, uri)
     run_id = _start_tracking(folder, config, uri, images)
     followed = folder.mirror
@@ -165,6 +166,19 @@ def _bring_start(folder: RunFolder, config: Config, uri: str, images: ImageSet) 
     print(f"starts    from {source} ({digest[:12]}…): {fit}", flush=True)  # noqa: T201
     noted = {"source": source, "sha256": digest, **asdict(fit)}
     folder.write("transfer.json", json.dumps(noted, indent=2) + "\n")
+
+
+def _bring_perceptual(folder: RunFolder, config: Config, uri: str) -> None:
+    """Puts the classifier of a perceptual term into the run's folder, where every worker and every resume finds it."""
+    source = getattr(config.objective, "perceptual", None)
+    if source and not folder.pull(PERCEPTUAL).is_dir():
+        mlflow_champion.fetch(source, uri, folder.local / PERCEPTUAL)
+        folder.push(PERCEPTUAL)
+        try:
+            build_frozen(config, folder)
+        except GenrayError:
+            folder.remove(PERCEPTUAL)
+            raise
 
 
 def bring_extractor(folder: RunFolder, config: Config, uri: str) -> bool:

@@ -10,11 +10,11 @@ from genray import mlflow_champion, mlflow_registry, mlflow_tracking, ray_train,
 from genray.checkpoint import BEST, EXTRACTOR, SNAPSHOTS
 from genray.data.images import load_images
 from genray.data.mix import training_images
-from genray.errors import ProtocolError, RegistryError, ResumeError, TrackingError
+from genray.errors import ConfigError, ProtocolError, RegistryError, ResumeError, TrackingError
 from genray.estimate import seconds_per_step
 from genray.evaluation import needs_extractor
 from genray.mlflow_study import StudyDrain
-from genray.paths import base_directory
+from genray.paths import base_directory, is_path
 from genray.preemption import sigterm_raises
 from genray.ray_job import DELIVERY_TIMEOUT_S, bring_extractor, end_tracking
 from genray.search import pareto_front, racing_metrics
@@ -73,6 +73,7 @@ def run(settings: Settings) -> Ending:
         GenrayError: what was wrong; before a trial is started where that can be known.
     """
     check_space(settings.space, settings.config)
+    _check_sources(settings)
     uri = mlflow_tracking.resolve_uri(settings.config.tracking.uri, base_directory())
     training_images(settings.config.data, settings.config.mix)
     settings = replace(settings, config=replace(settings.config, data=replace(settings.config.data, download=False)))
@@ -87,6 +88,24 @@ def run(settings: Settings) -> Ending:
         return _recorded(study, uri, concurrent)
     finally:
         ray_train.disconnect()
+
+
+def _check_sources(settings: Settings) -> None:
+    """Makes sure that what trials begin with can be found by every one of them.
+
+    Raises:
+        ConfigError: a model is named as it is in the registry, which may have another of that name for the next trial.
+    """
+    named = {
+        "transfer.source": settings.config.transfer.source,
+        "objective.perceptual": getattr(settings.config.objective, "perceptual", None),
+    }
+    for field, source in named.items():
+        if source and not is_path(source):
+            raise ConfigError(
+                f"{field}={source!r} is a name of the registry, and the trials of a search need a folder that stays as "
+                f"it is; `genray pull {source} --to DIR`, and give DIR, where all nodes find it"
+            )
 
 
 def _check_extractor(study: Study) -> None:

@@ -19,6 +19,8 @@ from genray.transfer import Fit, take
 
 START = "start"
 """Folder of a run with the snapshot of the registry that it starts from."""
+PERCEPTUAL = "perceptual"
+"""Folder of a run with the classifier that its perceptual term compares by, as it was when the run began."""
 
 
 def build_networks(config: Config, images: ImageSet, folder: RunFolder) -> dict[str, nn.Module]:
@@ -52,6 +54,28 @@ def build_networks(config: Config, images: ImageSet, folder: RunFolder) -> dict[
     if config.transfer.source:
         start_from(built[config.objective.product], config, folder)
     return built
+
+
+def build_frozen(config: Config, folder: RunFolder) -> dict[str, nn.Module]:
+    """Networks that the losses of the run look through: the classifier of a perceptual term.
+
+    Raises:
+        CheckpointError: there is no snapshot of it, or it is damaged.
+        ConfigError: it is none of a classifier, or of images of another size.
+    """
+    source = getattr(config.objective, "perceptual", None)
+    if not source:
+        return {}
+    brought = folder.pull(PERCEPTUAL)
+    made = snapshot.load(brought if brought.is_dir() else Path(source).expanduser())
+    if made.product != "classifier":
+        raise ConfigError(f"objective.perceptual={source!r} is a snapshot of a {made.product}, expected a classifier's")
+    if made.image_shape != config.data.image_shape:
+        raise ConfigError(
+            f"objective.perceptual={source!r} sees images of {made.image_shape}, and those of the run are "
+            f"{config.data.image_shape}; give a classifier of the same"
+        )
+    return {"perceptual": made.module.eval().requires_grad_(False)}
 
 
 def start_from(module: nn.Module, config: Config, folder: RunFolder) -> tuple[Fit, str]:

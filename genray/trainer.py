@@ -28,7 +28,7 @@ from genray.preemption import Asked, Request, Stopped, go_on
 from genray.progress import Progress, hardware
 from genray.sampling import beside, generate, grid, latents, reconstruct
 from genray.snapshot import Snapshot
-from genray.start import build_networks
+from genray.start import build_frozen, build_networks
 from genray.step import PhaseState, train_step
 from genray.storage import RunFolder
 from genray.streams import Draws, derive_seed, seed_default
@@ -100,7 +100,8 @@ class Trainer:
         self.ema = EMA(self.product, train.ema_half_life)
         if train.compile:
             compile_all(bare.values())
-        self.networks = Networks(bare, {name: distributed.wrap(module) for name, module in bare.items()})
+        frozen = {name: module.to(world.device) for name, module in build_frozen(config, folder).items()}
+        self.networks = Networks(bare, {name: distributed.wrap(module) for name, module in bare.items()}, frozen)
         self.phases = [self._phase_state(phase) for phase in objective.phases]
         self.loader = Loader(
             images,

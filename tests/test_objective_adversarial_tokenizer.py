@@ -9,17 +9,15 @@ from test_autoencoder_runs import autoencoder_config
 from test_objective_elbo import make_batch
 from test_trainer import assert_same_state, run
 
+from genray import snapshot
+from genray.config import Data
 from genray.data.images import load_images
 from genray.distributed import current
 from genray.errors import CheckpointError, ConfigError
 from genray.models.tokenizer import AdversarialTokenizer
 from genray.objectives import Networks
-from genray.objectives.adversarial_tokenizer import (
-    AdversarialTokenization,
-    adaptive_weight,
-    feature_distance,
-    perceptual_network,
-)
+from genray.objectives.adversarial_tokenizer import AdversarialTokenization, adaptive_weight, feature_distance
+from genray.start import build_frozen
 from genray.storage import RunFolder
 from genray.trainer import train
 
@@ -80,7 +78,7 @@ def test_discriminator_loss_is_the_hinge_of_every_patch() -> None:
 
 
 def test_perceptual_term_compares_the_features_of_a_classifier(tmp_path) -> None:
-    network = perceptual_network(str(snapshots.save_classifier(tmp_path / "classifier")), "cpu")
+    network = snapshot.load(snapshots.save_classifier(tmp_path / "classifier")).module.requires_grad_(False)
     images, fakes = torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 8, requires_grad=True)
     distances = feature_distance(network, images, fakes)
     a, b = network.features(images), network.features(fakes)
@@ -91,10 +89,21 @@ def test_perceptual_term_compares_the_features_of_a_classifier(tmp_path) -> None
 
 
 def test_perceptual_term_of_no_classifier_is_refused(tmp_path) -> None:
-    with pytest.raises(ConfigError, match="is a snapshot of a vae, expected one of a classifier"):
-        perceptual_network(str(snapshots.save_vae(tmp_path / "vae")), "cpu")
-    with pytest.raises(CheckpointError):
-        perceptual_network(str(tmp_path / "nothing"), "cpu")
+    folder = RunFolder(tmp_path / "run")
+    for source, error, message in (
+        (snapshots.save_vae(tmp_path / "vae"), ConfigError, "is a snapshot of a vae, expected a classifier's"),
+        (tmp_path / "nothing", CheckpointError, "nothing"),
+    ):
+        config = autoencoder_config(MODEL, replace(AT_ONCE, perceptual=str(source)), 1)
+        with pytest.raises(error, match=message):
+            build_frozen(config, folder)
+    large = replace(
+        config,
+        data=Data(name="mnist"),
+        objective=replace(AT_ONCE, perceptual=str(snapshots.save_classifier(tmp_path / "c"))),
+    )
+    with pytest.raises(ConfigError, match=r"sees images of \(1, 8, 8\), and those of the run are \(1, 28, 28\)"):
+        build_frozen(large, folder)
 
 
 def test_adversarial_tokenizer_of_digits_reconstructs_better_by_training(tmp_path) -> None:

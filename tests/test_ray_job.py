@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,17 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_config
-from evaluation_snapshots import save_generator, save_vae
+from evaluation_snapshots import save_classifier, save_generator, save_vae
 from image_folders import folder_data, make_folder
 from mlflow import MlflowClient
 
 from genray import mlflow_champion, mlflow_registry, ray_generate, ray_job, snapshot
-from genray.config import Cluster, Config, Data, Tracking, Train
+from genray.config import Cluster, Config, Data, Run, Tracking, Train
 from genray.data.generated import request_for
 from genray.data.images import load_images
 from genray.data.mix import Mix
-from genray.errors import ConfigError, DataError, ResumeError, StorageError, TrackingError
+from genray.errors import ConfigError, DataError, GenrayError, ResumeError, StorageError, TrackingError
+from genray.models.tokenizer import AdversarialTokenizer
 from genray.models.vae import MLPVAE
+from genray.objectives.adversarial_tokenizer import AdversarialTokenization
 from genray.objectives.elbo import ELBO
 from genray.paths import resolved
 from genray.presets import preset
@@ -116,6 +119,47 @@ def test_job_starts_from_a_registered_model_and_says_what_it_takes(finished, cap
     (place,) = (storage / "transferred" / "checkpoints").iterdir()
     after, name = read_weights(place)[0], "layers.2.first.0.weight"
     assert torch.equal(after[f"modules/classifier/{name}"], taken[name])
+
+
+def tokenized(storage: Path, **sections: object) -> Config:
+    """Two steps of a tokenizer of the digits with a perceptual term."""
+    model = AdversarialTokenizer(num_codes=16, code_dim=4, width=8, num_downsamplings=1, discriminator_width=8)
+    objective = AdversarialTokenization(perceptual="digits-classifier/1")
+    steps = Train(num_steps=2, global_batch_size=32, checkpoint_every=1, log_every=1, sample_every=0)
+    return job_config(storage, **({"model": model, "objective": objective, "train": steps} | sections))
+
+
+def test_perceptual_term_compares_by_the_classifier_that_the_registry_had(finished):
+    storage, _, _ = finished
+    ray_job.run(tokenized(storage, run=Run(name="tokens")))
+    entries = read_journal(storage / "tokens" / "journal" / "train.jsonl")[0]
+    logged = [entry["metrics"]["tokenizer/perceptual"] for entry in entries if "metrics" in entry]
+    assert len(logged) == 2 and all(0 < value < 2 for value in logged)
+    registered = mlflow_registry.pull(f"sqlite:///{storage / 'mlflow.db'}", "digits-classifier/1", storage / "pulled")
+    assert snapshot.load(storage / "tokens" / "perceptual").digest == snapshot.load(registered).digest
+
+
+def test_run_goes_on_with_the_classifier_of_its_perceptual_term_though_its_source_has_gone(tmp_path):
+    source = save_classifier(tmp_path / "classifier")
+    config = tokenized(tmp_path, objective=AdversarialTokenization(perceptual=str(source)))
+    ray_job.run(config)
+    shutil.rmtree(source)
+    longer = ray_job.run(replace(config, train=replace(config.train, num_steps=3)))
+    assert (longer.outcome.resumed_from, longer.outcome.step) == (2, 3)
+
+
+def test_perceptual_term_that_cannot_be_had_is_refused_and_tried_again_from_the_start(finished):
+    storage, _, _ = finished
+    for name, message in (
+        ("digits-generator/1", "snapshot of a generator"),
+        ("digits-classifier/99", "unknown version"),
+    ):
+        config = tokenized(
+            storage, objective=AdversarialTokenization(perceptual=name), run=Run(name=name[:8] + name[-1])
+        )
+        with pytest.raises(GenrayError, match=message):
+            ray_job.run(config)
+        assert not (storage / config.run.name / "perceptual").exists()
 
 
 def mixed(storage: Path, source: str, **more: object) -> Config:

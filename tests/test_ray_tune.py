@@ -23,7 +23,7 @@ from genray.config import Cluster, Config, Data, Eval, Optim, Run, Tracking, Tra
 from genray.data.images import load_images
 from genray.data.mix import Mix
 from genray.distributed import current
-from genray.errors import ClusterError, DataError, RegistryError, ResumeError
+from genray.errors import ClusterError, ConfigError, DataError, RegistryError, ResumeError
 from genray.evaluation.scoring import read_scores, score_snapshot
 from genray.models.dcgan import DCGAN
 from genray.models.vae import MLPVAE
@@ -35,6 +35,7 @@ from genray.space import Domain
 from genray.storage import RunFolder
 from genray.study import ENDED, Settings, Study, ranking
 from genray.trainer import train
+from genray.transfer import Transfer
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
 
@@ -304,6 +305,14 @@ def test_a_study_whose_mix_does_not_fit_is_refused_and_leaves_nothing(tmp_path: 
     made = settings(tmp_path)
     made = replace(made, config=replace(made.config, mix=Mix(sources=(str(tmp_path / "fakes"),))))
     with pytest.raises(DataError, match=r"fakes' is none; expected a folder that genray generate has finished"):
+        ray_study.run(made)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_study_that_begins_with_a_name_of_the_registry_is_told_to_pull_it(tmp_path: Path) -> None:
+    made = settings(tmp_path)
+    made = replace(made, config=replace(made.config, transfer=Transfer(source="digits-classifier@champion")))
+    with pytest.raises(ConfigError, match=r"transfer\.source=.* `genray pull digits-classifier@champion --to DIR`"):
         ray_study.run(made)
     assert not list(tmp_path.iterdir())
 

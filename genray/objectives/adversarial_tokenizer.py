@@ -5,8 +5,6 @@ decoder's last layer (equation 7), here bounded; hinge loss: Lim and Ye 2017, ar
 """
 
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -33,7 +31,8 @@ class AdversarialTokenization:
     beta: float = 0.1
     """Weight of the divergence of continuous latents from N(0, 1), in nats; model.quantizer=none only."""
     perceptual: str | None = None
-    """Folder of a classifier's snapshot, on every node, whose features are compared. None: no perceptual term."""
+    """Classifier whose features of image and reconstruction are compared: NAME@ALIAS, NAME/VERSION or a snapshot
+    folder, e.g. mnist-classifier@champion. None: no perceptual term."""
     perceptual_weight: float = 100.0
     """Nats that a cosine distance of 1 between the features of image and reconstruction costs."""
     adversarial: float = 0.5
@@ -105,8 +104,8 @@ class AdversarialTokenization:
         bare: Any = networks.bare["tokenizer"]
         loss, metrics = reconstruction_loss(self, found, batch)
         if self.perceptual:
-            network = perceptual_network(self.perceptual, str(fakes.device))
-            metrics["tokenizer/perceptual"] = feature_distance(network, batch.images, fakes).mean()
+            distances = feature_distance(networks.frozen["perceptual"], batch.images, fakes)
+            metrics["tokenizer/perceptual"] = distances.mean()
             loss = loss + self.perceptual_weight * metrics["tokenizer/perceptual"]
         adversarial = -networks.bare["discriminator"](fakes).float().mean()
         weight = adaptive_weight(loss, adversarial, bare.decoder[-1].weight, self.max_adversarial_weight)
@@ -140,22 +139,3 @@ def feature_distance(network: nn.Module, images: Tensor, fakes: Tensor) -> Tenso
     with torch.no_grad():
         wanted = network.features(images)  # type: ignore[operator]
     return 1 - F.cosine_similarity(network.features(fakes).float(), wanted.float(), dim=1)  # type: ignore[operator]
-
-
-@cache
-def perceptual_network(directory: str, device: str) -> nn.Module:
-    """The classifier of the snapshot at `directory`, frozen, on `device`.
-
-    Raises:
-        CheckpointError: there is no snapshot, or it is damaged.
-        ConfigError: it is none of a classifier.
-    """
-    from genray import snapshot
-    from genray.errors import ConfigError
-
-    made = snapshot.load(Path(directory))
-    if made.product != "classifier":
-        raise ConfigError(
-            f"objective.perceptual={directory!r} is a snapshot of a {made.product}, expected one of a classifier"
-        )
-    return made.module.to(device).eval().requires_grad_(False)

@@ -1,7 +1,7 @@
 """What the loop and an objective say to each other."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -49,6 +49,8 @@ class Networks:
     bare: Mapping[str, nn.Module]
     wrapped: Mapping[str, nn.Module]
     """The same modules, averaging gradients over ranks; called at most once between two backward passes."""
+    frozen: Mapping[str, nn.Module] = field(default_factory=dict)
+    """Others that losses look through, which nobody trains."""
 
     @cached_property
     def _parameters(self) -> dict[str, tuple[nn.Parameter, ...]]:
