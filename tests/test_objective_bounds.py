@@ -75,6 +75,27 @@ def test_piwae_trains_the_encoder_as_miwae_and_the_decoder_as_iwae() -> None:
         assert (gradient - other[name]).abs().max() > 5e-3
 
 
+def test_dreg_has_iwae_s_value_and_decoder_gradient_and_its_encoder_gradient_in_the_mean() -> None:
+    images = torch.rand(1, 1, 8, 8, generator=torch.manual_seed(1)) * 2 - 1
+    found: dict[str, list[Tensor]] = {}
+    for estimator in ("pathwise", "dreg"):
+        objective = ELBO(bound="iwae", num_samples=8, estimator=estimator, binarize=False)  # type: ignore[arg-type]
+        for name in ("encoder", "decoder"):
+            networks, of_one_draw = make_networks(MODEL), []
+            weight = getattr(networks.bare["vae"], name)[0 if name == "decoder" else 1].weight
+            for number in range(400):
+                batch = make_batch(images.expand(64, -1, -1, -1), step=number)
+                loss, _ = one_loss(objective, networks, batch)
+                of_one_draw.append(torch.cat([torch.autograd.grad(loss, weight)[0].flatten(), loss.detach().view(1)]))
+            found[f"{estimator}/{name}"] = of_one_draw
+    torch.testing.assert_close(found["dreg/decoder"][0], found["pathwise/decoder"][0], rtol=1e-4, atol=1e-5)
+    ours, theirs = (torch.stack(found[f"{each}/encoder"]) for each in ("dreg", "pathwise"))
+    noise = (ours.var(0) / len(ours) + theirs.var(0) / len(theirs)).sqrt()
+    apart = (ours.mean(0) - theirs.mean(0)) / noise.clamp(min=1e-8)
+    assert apart.abs().max() < 5 and apart.square().mean() < 1.5
+    assert ours.var(0).sum() < theirs.var(0).sum()
+
+
 def test_piwae_value_is_that_of_iwae_over_all_samples() -> None:
     networks, batch = wide_networks(), make_batch(torch.rand(6, 1, 8, 8) * 2 - 1)
     partial, _ = one_loss(ELBO(bound="piwae", num_groups=3, num_samples=4), networks, batch)

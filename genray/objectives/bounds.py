@@ -1,6 +1,7 @@
 """Bounds of the log likelihood from several latents of an image, and estimators of their gradients.
 
-Burda et al. 2016, arXiv:1509.00519 (IWAE); Rainforth et al. 2018, arXiv:1802.04537 (MIWAE, CIWAE, PIWAE).
+Burda et al. 2016, arXiv:1509.00519 (IWAE); Rainforth et al. 2018, arXiv:1802.04537 (MIWAE, CIWAE, PIWAE);
+Tucker et al. 2019, arXiv:1810.04152 (DReG).
 """
 
 import math
@@ -8,6 +9,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from genray.models.latent_distributions import normal_log_density
 
 LEAST_LOG_SHARE = -60.0
 """Least log share of a group of samples in all of an image's, in nats: below it a share is nothing either way."""
@@ -22,6 +25,24 @@ def importance_bound(log_weights: Tensor) -> Tensor:
         log_weights: (B, M, K), log p(x, z) - log q(z | x) of K samples in each of M groups.
     """
     return (torch.logsumexp(log_weights, dim=2) - math.log(log_weights.shape[2])).mean(dim=1)
+
+
+def log_ratio_of_latents(z: Tensor, mu: Tensor, logvar: Tensor, num: int) -> Tensor:
+    """Differences log p(z) - log q(z | x) of latents of N(mu, exp(logvar)), (B, num), constant in mu and logvar.
+
+    That is what DReG asks for, and that gradients of z are weighted once more by the share of its sample (Tucker et al.
+    2019, arXiv:1810.04152, equation 8).
+
+    Args:
+        z: (B * num, dim), those of an image together.
+        mu: (B, dim).
+        logvar: (B, dim).
+        num: draws of an image.
+    """
+    draws = z.float().view(len(mu), num, -1)
+    mu, logvar = mu.detach().float(), logvar.detach().float()
+    deviations = (draws - mu.unsqueeze(1)) * torch.exp(-0.5 * logvar).unsqueeze(1)
+    return normal_log_density(draws) - normal_log_density(deviations) + 0.5 * logvar.sum(dim=1, keepdim=True)
 
 
 def combined_bound(log_weights: Tensor, share: float) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genray.objectives import likelihoods
 from genray.objectives.base import Batch, Networks, Phase
-from genray.objectives.bounds import combined_bound, importance_bound, partial_bound
+from genray.objectives.bounds import combined_bound, importance_bound, log_ratio_of_latents, partial_bound
 from genray.objectives.matching import require_modules
 from genray.objectives.regularisers import (
     distance_to_capacity,
@@ -49,6 +49,9 @@ class ELBO:
     """Latents of an image in each group; above 1 for tighter bounds than elbo."""
     num_groups: int = 1
     """Groups of them, over which bounds are averaged; iwae and piwae only."""
+    estimator: Literal["pathwise", "dreg"] = "pathwise"
+    """Gradient of the encoder: pathwise, whose noise grows with num_samples beside its signal; dreg, the same in the
+    mean with less noise, iwae with a normal prior and posterior only."""
     elbo_share: float = 0.5
     """Weight of the ELBO in the mixture; ciwae only."""
     beta: float = 1.0
@@ -88,6 +91,10 @@ class ELBO:
             )
         if self.bound == "ciwae" and self.num_groups > 1:
             raise ValueError(f"objective.num_groups={self.num_groups} with bound='ciwae', expected 1; set it to 1")
+        if self.estimator == "dreg" and self.bound != "iwae":
+            raise ValueError(
+                f"objective.estimator='dreg' with bound={self.bound!r}, expected 'iwae'; set it to pathwise"
+            )
         charges = [name for name in _CHARGES if getattr(self, name) > 0]
         if self.bound != "elbo" and charges:
             raise ValueError(
@@ -115,6 +122,11 @@ class ELBO:
         require_modules("elbo", ("vae",), model)
         likelihoods.check_output(self.likelihood, model)
         bent = [name for name in ("num_flows", "num_pseudo_inputs", "blocks_per_level") if getattr(model, name, 0)]
+        if bent and self.estimator == "dreg":
+            raise ValueError(
+                f"objective.estimator='dreg' is for a normal prior and posterior, and model.{bent[0]}="
+                f"{getattr(model, bent[0])} makes others; set objective.estimator to pathwise"
+            )
         charged = [name for name in ("free_bits", "total_correlation", "mmd") if getattr(self, name) > 0]
         if bent and charged:
             raise ValueError(
@@ -189,20 +201,25 @@ class ELBO:
         num = self.num_samples * self.num_groups
         targets = observations.repeat_interleave(num, dim=0)
         log_likelihood = -self.nll(found.parameters.float(), targets).view(-1, num)
-        log_ratio = (found.log_p - found.log_q).float()
+        if self.estimator == "dreg":
+            log_ratio = log_ratio_of_latents(found.z, found.mu, found.logvar, num)
+        else:
+            log_ratio = (found.log_p - found.log_q).float()
         weighted = self.beta_at(batch.samples_seen) * log_ratio
         log_weights = (log_likelihood + weighted).view(-1, self.num_groups, self.num_samples)
+
+        def scale_gradient(factors: Tensor) -> None:
+            if found.z.requires_grad:
+                found.z.register_hook(lambda gradient: gradient * factors.flatten().unsqueeze(1))
+
         if self.bound == "piwae":
-
-            def scale_gradient(factors: Tensor) -> None:
-                if found.z.requires_grad:
-                    found.z.register_hook(lambda gradient: gradient * factors.flatten().unsqueeze(1))
-
             bound = partial_bound(log_likelihood, weighted, scale_gradient, self.num_groups)
         elif self.bound == "ciwae":
             bound = combined_bound(log_weights, self.elbo_share)
         else:
             bound = importance_bound(log_weights)
+            if self.estimator == "dreg":
+                scale_gradient(log_weights.detach().softmax(dim=2))
         recon_loss, kl = -log_likelihood.mean(), -log_ratio.mean()
         metrics = {"vae/recon_loss": recon_loss, "vae/kl": kl, "vae/elbo": -(recon_loss + kl)}
         return -bound.mean(), metrics
