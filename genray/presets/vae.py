@@ -62,7 +62,7 @@ def mnist_mlp_vae() -> Config:
         data=Data(name="mnist"),
         model=MLPVAE(latent_dim=40, hidden=400),
         objective=ELBO(kl_warmup_samples=500_000),
-        optim=Optim(lr=3e-3, schedule="cosine"),
+        optim=Optim(lr=1e-3, schedule="cosine"),
         train=Train(
             num_steps=150_000,
             global_batch_size=128,
