@@ -138,14 +138,18 @@ def _promotion_lock(uri: str, name: str) -> Iterator[None]:
         yield
 
 
-def _tag_score(client: MlflowClient, version: Version, score: Score) -> None:
-    tags = {
+def score_tags(score: Score) -> dict[str, str]:
+    """What a version says of the score that it competes by, or would."""
+    return {
         f"genray.score.{score.metric}": f"{score.value:.9g}",
         f"genray.score.{score.metric}.spread": f"{score.spread:.9g}",
         PROTOCOL_TAG: json.dumps(score.protocol.to_dict(), sort_keys=True),
         "genray.protocol_sha256": score.protocol.digest,
     }
-    for key, value in tags.items():
+
+
+def _tag_score(client: MlflowClient, version: Version, score: Score) -> None:
+    for key, value in score_tags(score).items():
         client.set_model_version_tag(version.name, str(version.number), key, value)
 
 

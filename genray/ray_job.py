@@ -29,6 +29,7 @@ from genray.estimate import memory_mb, num_parameters
 from genray.evaluation.protocol import Score
 from genray.health import late_finding
 from genray.mlflow_drain import Delivery, Drain
+from genray.mlflow_promotion import score_tags
 from genray.objectives.elbo import bound_of
 from genray.paths import base_directory, is_path
 from genray.preemption import sigterm_asks, sigterm_raises
@@ -263,6 +264,8 @@ def _register(
     """Registers the best snapshot, or the last where there are no scores, and lets it compete."""
     name = best[0] if best else folder.names(SNAPSHOTS)[-1]
     tags = {**tags, "genray.run": config.run.name, "genray.step": str(step_of(name))}
+    if best:
+        tags |= score_tags(best[1][0])
     for score in best[1] if best else []:
         tags[f"genray.eval.{score.metric}"] = f"{score.value:.6g}"
     directory = folder.pull(f"{SNAPSHOTS}/{name}")

@@ -31,12 +31,12 @@ TRAIN = [
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """A registry with two versions of one classifier, of which the first was evaluated once more, and its folder."""
+    """A registry with two versions of a classifier: one evaluated once more, one that did not compete; its folder."""
     place = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch, new_store(place) as uri:
         patch.chdir(place)
         patch.setenv("MLFLOW_TRACKING_URI", uri)
-        for name, more in (("first", []), ("second", ["--train.seed", "3", "--data.crop-padding", "1"])):
+        for name, more in (("first", []), ("second", ["--train.seed", "3", "--eval.promote", "False"])):
             assert cli.main(["train", "digits-classifier", "--run.name", name, *TRAIN, *more]) == 0
         assert cli.main(["evaluate", "digits-classifier/1", "--split", "train"]) == 0
         yield uri, place
