@@ -13,8 +13,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from genray.errors import ClusterError
+
 TIMEOUT = timedelta(seconds=600)
 """Of the meeting of ranks, and of every collective."""
+_ranks = 1
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,30 @@ def join(host: str, port: int, rank: int, size: int, *, use_gpu: bool) -> None:
     )
     backend = "nccl" if use_gpu else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    global _ranks
+    _ranks = size
+
+
+def leave() -> None:
+    """Makes this process a world of one again, where it was among ranks."""
+    global _ranks
+    _ranks = 1
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def alone() -> bool:
+    """Whether this process is a world of one.
+
+    Raises:
+        ClusterError: it had joined others, and their group was taken down beneath it: a mean of its own numbers would
+            pass for that of all.
+    """
+    if dist.is_initialized():
+        return dist.get_world_size() == 1
+    if _ranks > 1:
+        raise ClusterError(f"the group of {_ranks} ranks that this process had joined is gone; the run starts again")
+    return True
 
 
 def wrap(module: nn.Module) -> nn.Module:
@@ -66,7 +93,7 @@ def wrap(module: nn.Module) -> nn.Module:
     Buffers are not synchronised at every forward: that breaks two forwards before a backward on
     CUDA and costs a collective each. `average_buffers` does it where they are read.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1 or not any(p.requires_grad for p in module.parameters()):
+    if alone() or not any(p.requires_grad for p in module.parameters()):
         return module
     # weights with one input channel have two descriptions of one channels-last layout, and DDP takes them for two
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
@@ -83,7 +110,7 @@ def no_sync(module: nn.Module) -> AbstractContextManager[None]:
 
 def mean(values: Tensor) -> Tensor:
     """Mean of `values` over ranks, in place."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if not alone():
         dist.all_reduce(values)
         values /= dist.get_world_size()
     return values
@@ -94,7 +121,7 @@ def gather(values: Tensor) -> Tensor:
 
     Every rank has the same number of rows, and calls it as often as the others.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if alone():
         return values
     gathered: Tensor = _Gather.apply(values)
     return gathered
@@ -117,7 +144,7 @@ class _Gather(torch.autograd.Function):
 
 def average_buffers(module: nn.Module) -> None:
     """Floating-point buffers (running statistics of batch norm) become their mean over ranks, in place."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if alone():
         return
     buffers = [b for b in module.buffers() if b.is_floating_point()]
     if not buffers:
@@ -129,7 +156,7 @@ def average_buffers(module: nn.Module) -> None:
 
 def from_rank_zero(value: Any) -> Any:
     """Rank 0's `value`, on every rank."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if alone():
         return value
     box = [value]
     dist.broadcast_object_list(box, src=0)
@@ -138,7 +165,7 @@ def from_rank_zero(value: Any) -> Any:
 
 def from_all_ranks(value: Any) -> list[Any]:
     """Every rank's `value`, in order of rank."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if alone():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)

@@ -226,6 +226,9 @@ class _Meeting(_TorchBackend):  # type: ignore[misc]
         size, use_gpu = len(worker_group), bool(worker_group.get_resources_per_worker().get("GPU"))
         ray.get([worker_group.execute_single_async(n, _join, n, (host, port), size, use_gpu) for n in range(size)])
 
+    def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Takes no group down: a rank that still trains would go on as a world of one. Its process ends next."""
+
 
 def _join(rank: int, meeting: tuple[str, int], size: int, use_gpu: bool) -> None:
     distributed.join(*meeting, rank, size, use_gpu=use_gpu)
@@ -257,7 +260,9 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     here = distributed.current(use_gpu=False)
     world = World(here.rank, here.world_size, get_device())
     try:
-        return asdict(train(config, images, folder, world, NodeWatch()))
+        outcome = train(config, images, folder, world, NodeWatch())
+        distributed.leave()
+        return asdict(outcome)
     except tuple(FINAL.values()) as error:
         return {"error": type(error).__name__, "message": str(error)}
 

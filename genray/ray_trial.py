@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-import torch.distributed as dist
 from ray import tune
 
 from genray.allocator import keep_freed_memory
@@ -30,7 +29,7 @@ from genray.checkpoint import (
 from genray.config import Config, Data
 from genray.data.images import ImageSet
 from genray.data.mix import Mix, training_images
-from genray.distributed import World, join
+from genray.distributed import World, join, leave
 from genray.errors import ClusterError, ConfigError, GenrayError
 from genray.evaluation.protocol import Score
 from genray.evaluation.scoring import logged, read_scores
@@ -86,8 +85,7 @@ class Rank:
         if self.trainer is not None:
             self.trainer.close()
         self.trainer = None
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave()
 
 
 class Trial(tune.Trainable):  # type: ignore[misc]

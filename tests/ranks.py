@@ -27,6 +27,7 @@ def _one_rank(rank: int, world_size: int, folder: str, function: Callable[..., A
     try:
         torch.save(function(*arguments), Path(folder) / f"{rank}.pt")
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
     sys.stdout.flush()
     os._exit(0)  # all is done and written: now and then libtorch's threads abort a process whose Python is taken down
