@@ -13,6 +13,8 @@ from faults.page import entry_of, put
 
 def main(words: list[str]) -> int:
     chosen = [fault for fault in FAULTS if not words or any(word in fault.name for word in words)]
+    if not chosen:
+        sys.exit(f"no fault has one of {words} in its name; there are: {', '.join(fault.name for fault in FAULTS)}")
     failed = 0
     with tempfile.TemporaryDirectory() as place, Lab(Path(place)) as lab:
         for number, fault in enumerate(chosen, 1):
