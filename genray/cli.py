@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import select
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -322,6 +323,8 @@ def guarded(command: Callable[[], int]) -> int:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
+        if not _unread():
+            raise  # another pipe, or a connection
         # nobody reads on, as behind `| head`; what is left to print goes nowhere, so that Python's exit is quiet, too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -334,3 +337,10 @@ def guarded(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)  # noqa: T201
         return 130
+
+
+def _unread() -> bool:
+    """Whether whoever was to read the standard output has gone."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -43,6 +43,14 @@ def test_output_that_nobody_reads_on_ends_quietly():
         assert command.stderr.read() == b"" and command.wait() == 1
 
 
+def test_connection_that_breaks_is_not_taken_for_output_that_nobody_reads(capfd):
+    def broken() -> int:
+        raise BrokenPipeError("a peer has gone")
+
+    with capfd.disabled(), pytest.raises(BrokenPipeError, match="a peer has gone"):
+        cli.guarded(broken)
+
+
 def test_unknown_field_names_the_nearest(capsys):
     message = refused(capsys, "train", "digits-dcgan", "--train.num-step", "3")
     assert message.startswith("error: unknown field 'train.num-step'; choose from ")
