@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from genray.objectives import Objective
 
 MOVABLE = ("optim.lr", "optim.discriminator_lr", "optim.betas.0", "optim.betas.1", "train.ema_half_life")
-"""Fields that may move, besides every number of the objective that is not a whole one."""
+"""Fields that may move, besides every number of the objective that is not a whole one, and its `WHOLE_MOVABLE`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,8 @@ class Anneal:
     """Fields with their ends, e.g. optim.lr=5e-5 objective.gamma=0.005 optim.betas.1=0.99."""
     samples: int = 0
     """Images after which they are at their ends; 0: those of the whole run."""
-    shape: Literal["cosine", "linear"] = "cosine"
-    """Path from start to end."""
+    shape: Literal["cosine", "linear", "geometric"] = "cosine"
+    """Path from start to end; geometric: by the same factor for every image, from above 0 to above 0."""
 
     def __post_init__(self) -> None:
         if self.samples < 0:
@@ -39,10 +39,13 @@ class Anneal:
         """Last values by dotted name of their fields."""
         return dict(_parsed(text) for text in self.to)
 
-    def share(self, samples_seen: int, total_samples: int) -> float:
-        """Share of the way that is behind after `samples_seen` of `total_samples` images, in [0, 1]."""
+    def between(self, start: float, end: float, samples_seen: int, total_samples: int) -> float:
+        """Value after `samples_seen` of `total_samples` images, on the way from `start` to `end`."""
         progress = min(1.0, samples_seen / (self.samples or total_samples))
-        return progress if self.shape == "linear" else 0.5 * (1 - math.cos(math.pi * progress))
+        if self.shape == "geometric":
+            return start * math.exp(math.log(end / start) * progress)
+        share = progress if self.shape == "linear" else 0.5 * (1 - math.cos(math.pi * progress))
+        return start + (end - start) * share
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,10 @@ class Annealed:
 def annealed(config: "Config", samples_seen: int) -> Annealed:
     """What holds in the step that begins after `samples_seen` images."""
     sections = {"optim": config.optim, "train": config.train, "objective": config.objective}
-    share = config.anneal.share(samples_seen, config.train.num_steps * config.train.global_batch_size)
+    total = config.train.num_steps * config.train.global_batch_size
     for name, end in config.anneal.ends.items():
         section, start = name.partition(".")[0], _start(config, name)
-        sections[section] = _moved(sections[section], name, start + (end - start) * share)
+        sections[section] = _moved(sections[section], name, config.anneal.between(start, end, samples_seen, total))
     return Annealed(**sections)  # type: ignore[arg-type]
 
 
@@ -70,11 +73,18 @@ def check_ends(config: "Config") -> None:
     Raises:
         ConfigError: names the field.
     """
-    known = [*MOVABLE, *(f"objective.{f.name}" for f in fields(config.objective) if f.type in (float, float | None))]  # type: ignore[arg-type]
+    whole = getattr(config.objective, "WHOLE_MOVABLE", ())
+    of_objective = [f.name for f in fields(config.objective) if f.type in (float, float | None) or f.name in whole]  # type: ignore[arg-type]
+    known = [*MOVABLE, *(f"objective.{name}" for name in of_objective)]
     for name, end in config.anneal.ends.items():
         if name not in known:
             raise ConfigError(f"anneal.to: {unknown('moving field', name, known)}")
-        _start(config, name)
+        start = _start(config, name)
+        if config.anneal.shape == "geometric" and not min(start, end) > 0:
+            raise ConfigError(
+                f"anneal.shape='geometric' goes by a factor, and {name} goes from {start!r} to {end!r}; both must be "
+                "above 0, or set --anneal.shape linear"
+            )
         section: Any = getattr(config, name.partition(".")[0])
         try:
             moved = _moved(section, name, end)
@@ -95,7 +105,8 @@ def _start(config: "Config", name: str) -> float:
 def _moved(section: Any, name: str, value: float) -> Any:
     _, field, *place = name.split(".")
     if not place:
-        return replace(section, **{field: value})
+        whole = field in getattr(section, "WHOLE_MOVABLE", ())
+        return replace(section, **{field: round(value) if whole else value})
     values = list(getattr(section, field))
     values[int(place[0])] = value
     return replace(section, **{field: tuple(values)})

@@ -12,6 +12,8 @@ from genray.anneal import Anneal, annealed
 from genray.config import Config, differences
 from genray.distributed import World
 from genray.errors import ConfigError
+from genray.models.vae import MLPVAE
+from genray.objectives.elbo import ELBO
 from genray.storage import RunFolder
 from genray.tracking import NullTracker
 from genray.trainer import Trainer
@@ -100,3 +102,31 @@ def test_run_may_be_made_longer_only_where_its_values_do_not_move_with_its_lengt
     config = with_anneal("optim.lr=0.0005", samples=samples)
     longer = replace(config, train=replace(config.train, num_steps=16))
     assert (differences(config, longer) == []) is may
+
+
+def test_geometric_anneal_goes_by_the_same_factor_for_every_image():
+    config = with_anneal("objective.gamma=16", samples=100, shape="geometric")  # from 1
+    seen = [annealed(config, samples).objective.gamma for samples in (0, 25, 50, 75, 100, 200)]
+    assert seen == pytest.approx([1, 2, 4, 8, 16, 16])
+
+
+def test_geometric_anneal_refuses_a_way_from_zero():
+    base = tiny_config()
+    with pytest.raises(ConfigError) as caught:
+        tiny_config(
+            objective=replace(base.objective, gamma=0.0), anneal=Anneal(to=("objective.gamma=1",), shape="geometric")
+        )
+    assert str(caught.value).startswith(
+        "anneal.shape='geometric' goes by a factor, and objective.gamma goes from 0.0 to 1.0; both must be above 0"
+    )
+
+
+def test_number_of_importance_samples_moves_in_whole_numbers():
+    objective = ELBO(bound="iwae")
+    config = tiny_config(
+        model=MLPVAE(), objective=objective, anneal=Anneal(to=("objective.num_samples=50",), samples=100)
+    )
+    seen = [annealed(config, samples).objective.num_samples for samples in range(101)]
+    assert seen[0] == 1 and seen[100] == 50 and sorted(seen) == seen
+    assert {type(number) for number in seen} == {int}
+    assert len(set(seen)) > 40

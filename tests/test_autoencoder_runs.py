@@ -109,7 +109,7 @@ def test_vae_told_the_label_of_a_digit_needs_fewer_nats(tmp_path) -> None:
 @pytest.mark.parametrize("knobs", [{"num_flows": 2}, {"num_pseudo_inputs": 20}], ids=["flows", "pseudo-inputs"])
 def test_bent_posterior_and_learned_prior_of_digits_raise_the_bound_and_use_the_latents(knobs, tmp_path) -> None:
     first, last = (
-        last_metrics(replace(MLP, **knobs), ELBO(kl_warmup_samples=6_000), tmp_path / str(n), n) for n in (1, 300)
+        last_metrics(replace(MLP, **knobs), ELBO(kl_warmup_samples=6_000), tmp_path / str(n), n) for n in (1, 400)
     )
     assert last["vae/elbo"] > first["vae/elbo"] + 12
     assert last["vae/kl"] > 2

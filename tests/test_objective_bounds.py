@@ -82,7 +82,7 @@ def test_dreg_has_iwae_s_value_and_decoder_gradient_and_its_encoder_gradient_in_
         objective = ELBO(bound="iwae", num_samples=8, estimator=estimator, binarize=False)  # type: ignore[arg-type]
         for name in ("encoder", "decoder"):
             networks, of_one_draw = make_networks(MODEL), []
-            weight = getattr(networks.bare["vae"], name)[0 if name == "decoder" else 1].weight
+            weight = getattr(networks.bare["vae"], name)[0 if name == "decoder" else 2].weight
             for number in range(400):
                 batch = make_batch(images.expand(64, -1, -1, -1), step=number)
                 loss, _ = one_loss(objective, networks, batch)

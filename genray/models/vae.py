@@ -144,7 +144,7 @@ class MLPVAE(Latents):
         """A fresh `vae` for images of (C, H, W); labels are those of a conditional one."""
         num_pixels = math.prod(self.seen_shape(image_shape))
         hidden = [self.hidden] * self.num_layers
-        encoder = nn.Sequential(nn.Flatten(), *_dense([num_pixels, *hidden, self.encoder_dim]))
+        encoder = nn.Sequential(Grey(), nn.Flatten(), *_dense([num_pixels, *hidden, self.encoder_dim]))
         shape = (num_outputs(self.output, image_shape[0]), *image_shape[1:])
         decoder = nn.Sequential(
             *_dense([self.decoder_dim(num_classes), *hidden, math.prod(shape)]), nn.Unflatten(1, shape)
@@ -164,6 +164,14 @@ class AdversarialVAE(MLPVAE):
         sizes = [self.latent_dim, *[self.hidden] * (2 * self.num_layers), 1]
         judge = LatentDiscriminator(nn.Sequential(*_dense(sizes)), self.latent_dim)
         return super().build(image_shape, num_classes) | {"discriminator": judge}
+
+
+class Grey(nn.Module):
+    """Images in [-1, 1] to [0, 1]: with black at 0 not every weight of a first layer pulls where pages are empty."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Of the same shape."""
+        return (images + 1) / 2
 
 
 class LatentDiscriminator(nn.Module):

@@ -6,7 +6,7 @@ charges: `regularisers.py`.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class ELBO:
     beta-VAE: `beta`. Disentangled beta-VAE: `capacity`. beta-TC-VAE: `total_correlation`, beyond its share in the KL.
     InfoVAE: `mmd` with `beta` below 1; Wasserstein autoencoder: with `beta` 0. IWAE and its relatives: `bound`.
     """
+
+    WHOLE_MOVABLE: ClassVar[tuple[str, ...]] = ("num_samples",)
 
     likelihood: Literal["bernoulli", "gaussian", "logistic-mixture"] = "bernoulli"
     """Distribution of a pixel in [0, 1] given z: bernoulli for near-binary greys, gaussian or logistic-mixture for
