@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from genray.models.double_backward import Conv2d
 from genray.models.knobs import at_least, check_classes, check_conditioning, given, levels, num_labels
 from genray.models.trunk import TrunkClassifier
 
@@ -121,10 +122,10 @@ class Discriminator(nn.Module):
         (first, *widths), base = _levels(knobs, image_shape)
         bias = knobs.discriminator_norm == "none" or not widths  # without a batch norm nothing else shifts
         slope = knobs.negative_slope
-        layers: list[nn.Module] = [nn.Conv2d(image_shape[0], first, 4, 2, 1, bias=bias), _rectifier(slope)]
+        layers: list[nn.Module] = [Conv2d(image_shape[0], first, 4, 2, 1, bias=bias), _rectifier(slope)]
         top = first
         for width in widths:
-            layers += [nn.Conv2d(top, width, 4, 2, 1, bias=bias)]
+            layers += [Conv2d(top, width, 4, 2, 1, bias=bias)]
             layers += [*_norm(knobs.discriminator_norm, width), _rectifier(slope)]
             top = width
         self.layers = nn.Sequential(*layers)

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from genray.models.double_backward import Conv2d, leaky_relu
 from genray.models.knobs import at_least, given, levels, num_labels
 from genray.models.resampling import Double, Halve
 
@@ -91,7 +91,7 @@ class Generator(nn.Module):
                 layers += [*_matched(widths[i - 1], width), Double()]
             layers += [Block(knobs, width, len(widths)) for _ in range(knobs.num_blocks)]
         self.levels = nn.Sequential(*layers)
-        self.last = _scaled(nn.Conv2d(widths[-1], image_shape[0], 1, bias=False))
+        self.last = _scaled(Conv2d(widths[-1], image_shape[0], 1, bias=False))
 
     def generate(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W), meant for [-1, 1], of the latents (B, latent_dim) and, if conditional, labels (B,)."""
@@ -113,7 +113,7 @@ class Discriminator(nn.Module):
         super().__init__()
         self.num_labels = num_labels
         widths, base = levels("r3gan", image_shape, knobs.width, knobs.max_width)
-        layers: list[nn.Module] = [_scaled(nn.Conv2d(image_shape[0], widths[0], 1, bias=False))]
+        layers: list[nn.Module] = [_scaled(Conv2d(image_shape[0], widths[0], 1, bias=False))]
         for i, width in enumerate(widths):
             if i:
                 layers += [Halve(), *_matched(widths[i - 1], width)]
@@ -146,21 +146,21 @@ class Block(nn.Module):
         # three layers a branch: each takes its share of keeping the sum over all blocks from growing with their number
         gain = (2 / (1 + SLOPE**2)) ** 0.5 * (num_levels * knobs.num_blocks) ** -0.25
         groups = max(1, width // knobs.group_width)
-        self.first = _scaled(nn.Conv2d(width, inner, 1), gain)
-        self.second = _scaled(nn.Conv2d(inner, inner, 3, padding=1, groups=groups), gain)
-        self.third = _scaled(nn.Conv2d(inner, width, 1, bias=False), 0.0)
+        self.first = _scaled(Conv2d(width, inner, 1), gain)
+        self.second = _scaled(Conv2d(inner, inner, 3, padding=1, groups=groups), gain)
+        self.third = _scaled(Conv2d(inner, width, 1, bias=False), 0.0)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps of the same shape."""
-        hidden = F.leaky_relu(self.first(maps), SLOPE)
-        hidden = F.leaky_relu(self.second(hidden), SLOPE)
+        hidden = leaky_relu(self.first(maps), SLOPE)
+        hidden = leaky_relu(self.second(hidden), SLOPE)
         total: Tensor = maps + self.third(hidden)
         return total
 
 
 def _matched(before: int, after: int) -> list[nn.Module]:
     """What changes the number of channels, where it changes."""
-    return [] if before == after else [_scaled(nn.Conv2d(before, after, 1, bias=False))]
+    return [] if before == after else [_scaled(Conv2d(before, after, 1, bias=False))]
 
 
 def _embedding(num_labels: int, size: int) -> nn.Embedding | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from genray.models.double_backward import Conv2d
 from genray.models.knobs import at_least, check_classes, check_conditioning, given, levels, num_labels
 from genray.models.trunk import TrunkClassifier
 
@@ -225,10 +226,10 @@ class DownBlock(nn.Module):
     def __init__(self, before: int, after: int, *, halve: bool, first: bool = False) -> None:
         super().__init__()
         self.halve, self.begins = halve, first
-        self.first = _initialised(nn.Conv2d(before, after, 3, padding=1), 2**0.5)
-        self.second = _initialised(nn.Conv2d(after, after, 3, padding=1), 2**0.5)
+        self.first = _initialised(Conv2d(before, after, 3, padding=1), 2**0.5)
+        self.second = _initialised(Conv2d(after, after, 3, padding=1), 2**0.5)
         changes = before != after or halve
-        self.shortcut: nn.Module = _initialised(nn.Conv2d(before, after, 1)) if changes else nn.Identity()
+        self.shortcut: nn.Module = _initialised(Conv2d(before, after, 1)) if changes else nn.Identity()
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps of the block, unbounded."""

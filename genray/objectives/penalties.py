@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from genray import distributed
+from genray.models.double_backward import of_maps_alone
 from genray.objectives.adversarial import one_per_sample
 
 MEAN_DECAY = 0.99
@@ -29,7 +30,8 @@ def zero_centered_gradient_penalty(samples: Tensor, logits: Tensor) -> Tensor:
         ValueError: `logits` is not (B,).
     """
     one_per_sample(logits, samples)
-    (gradient,) = torch.autograd.grad(logits.sum(), samples, create_graph=True)
+    with of_maps_alone():
+        (gradient,) = torch.autograd.grad(logits.sum(), samples, create_graph=True)
     return gradient.square().sum(dim=tuple(range(1, gradient.ndim)))
 
 
@@ -72,7 +74,8 @@ def path_lengths(images: Tensor, styles: Tensor, noise: Tensor) -> Tensor:
     """
     height, width = images.shape[2:]
     along = (images * noise).sum() / (height * width) ** 0.5
-    (gradient,) = torch.autograd.grad(along, styles, create_graph=True)
+    with of_maps_alone():
+        (gradient,) = torch.autograd.grad(along, styles, create_graph=True)
     return (gradient.square().sum(dim=1) + TINY).sqrt()
 
 
