@@ -34,6 +34,12 @@ def hardware(device: torch.device) -> dict[str, Any]:
     }
 
 
+def emulates_bf16(device: torch.device) -> bool:
+    """Whether bf16 is slower than fp32 here: on a processor without instructions for it."""
+    has = torch.cpu.get_capabilities()
+    return device.type == "cpu" and not any(there for name, there in has.items() if "bf16" in name)
+
+
 class Progress:
     """Speed, waiting and time left of a run; shown by rank 0, measured by every rank."""
 

@@ -25,7 +25,7 @@ from genray.health_signals import SKIPPED
 from genray.meter import Meter
 from genray.objectives import Batch, Networks, Phase
 from genray.preemption import Asked, Request, Stopped, go_on
-from genray.progress import Progress, hardware
+from genray.progress import Progress, emulates_bf16, hardware
 from genray.sampling import beside, generate, grid, latents, reconstruct
 from genray.snapshot import Snapshot
 from genray.start import build_frozen, build_networks
@@ -133,6 +133,11 @@ class Trainer:
         resumed_from = self.step
         if not self.finished:
             self.tracker.event(self.step, "hardware", **hardware(self.world.device))
+            if self.config.train.precision == "bf16" and emulates_bf16(self.world.device):
+                self.progress.say(
+                    "train.precision='bf16': this processor has no instructions for it, and takes several times as long "
+                    "as in fp32"
+                )
         try:
             self.progress.start(self.step)
             while not self.finished:

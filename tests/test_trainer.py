@@ -341,3 +341,10 @@ def test_bf16_training_lowers_the_loss(tmp_path, digits):
     folder = run(config, tmp_path)
     losses = [value for (step, key), value in sorted(metrics_of(folder).items()) if key == "vae/loss"]
     assert losses[-1] < 0.95 * losses[0]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_bf16_without_instructions_for_it_is_said_to_be_slow(there, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False, "amx_bf16": there})
+    run(vae_config(num_steps=1, precision="bf16"), tmp_path)
+    assert ("train.precision='bf16': this processor has no instructions for it" in capsys.readouterr().out) is not there
