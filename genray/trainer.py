@@ -135,8 +135,8 @@ class Trainer:
             self.tracker.event(self.step, "hardware", **hardware(self.world.device))
             if self.config.train.precision == "bf16" and emulates_bf16(self.world.device):
                 self.progress.say(
-                    "train.precision='bf16': this processor has no instructions for it, and takes several times as long "
-                    "as in fp32"
+                    "train.precision='bf16': this processor has no instructions for it, and takes several times as "
+                    "long as in fp32"
                 )
         try:
             self.progress.start(self.step)

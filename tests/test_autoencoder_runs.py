@@ -10,6 +10,7 @@ from PIL import Image
 from test_trainer import assert_same_state, run
 
 from genray import snapshot
+from genray.anneal import Anneal
 from genray.checkpoint import step_name
 from genray.config import Config, Data, Eval, Optim, Train
 from genray.data.images import load_images
@@ -23,6 +24,7 @@ from genray.models.vae import MLPVAE
 from genray.objectives.elbo import ELBO
 from genray.objectives.rae import RAE
 from genray.objectives.tokenizer import Tokenization
+from genray.preemption import Stopped
 from genray.presets.vae import VAES
 from genray.sampling import beside, grid, sample
 from genray.storage import RunFolder
@@ -126,6 +128,15 @@ def test_vae_with_pseudo_inputs_resumed_from_a_checkpoint_ends_bit_identical(tmp
     run(autoencoder_config(model, ELBO(), 3), tmp_path / "halves")
     halves = run(autoencoder_config(model, ELBO(), 6), tmp_path / "halves")
     assert_same_state(whole, halves, 6)
+
+
+def test_iwae_of_ever_more_samples_resumed_from_a_checkpoint_ends_bit_identical(tmp_path) -> None:
+    anneal = Anneal(to=("objective.num_samples=5",), shape="geometric")
+    config = replace(autoencoder_config(MLP, ELBO(bound="iwae", estimator="dreg"), 6), anneal=anneal)
+    whole, folder = run(config, tmp_path / "whole"), RunFolder.open(str(tmp_path / "halves"), config.run.name)
+    with pytest.raises(Stopped):  # at step 3
+        train(config, load_images(config.data, "train"), folder, current(False), lambda: "stop")
+    assert_same_state(whole, run(config, tmp_path / "halves"), 6)
 
 
 @pytest.mark.parametrize("made", VAES, ids=lambda made: made.__name__)
