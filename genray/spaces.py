@@ -106,6 +106,7 @@ SPACES: dict[str, Space] = {
     "folder-resnet50": _CLASSIFIER,
     "cifar10-dcgan": _NORM_OR_PENALTY,
     "cifar10-sngan": _GAN,
+    "cifar10-biggan": _GAN,
     "cifar10-r3gan": _PENALISED,
     "cifar10-stylegan2": _PENALISED,
     "folder-dcgan": _NORM_OR_PENALTY,

@@ -4,6 +4,7 @@ from conftest import tiny_config
 
 from genray.anneal import Anneal
 from genray.config import Config, Optim
+from genray.models.biggan import BigGAN
 from genray.models.dcgan import DCGAN
 from genray.models.r3gan import R3GAN
 from genray.models.sngan import SNGAN
@@ -37,6 +38,10 @@ CASES: dict[str, Config] = {name: tiny_config(objective=objective) for name, obj
         ),
         objective=GAN(form="hinge", num_discriminator_steps=2),
     ),
+    "biggan": tiny_config(
+        model=BigGAN(latent_dim=8, label_dim=8, width=8, discriminator_width=8, max_width=8, conditional=True),
+        objective=GAN(form="hinge", num_discriminator_steps=2),
+    ),
     "r3gan": tiny_config(
         model=R3GAN(latent_dim=8, width=8, max_width=8, group_width=4, num_blocks=1, conditional=True),
         objective=GAN(form="relativistic", gamma=1.0, penalised="both"),
@@ -54,11 +59,16 @@ CASES: dict[str, Config] = {name: tiny_config(objective=objective) for name, obj
         anneal=Anneal(to=("objective.gamma=0.1", "objective.augment_probability=0.8", "optim.betas.1=0.9"), samples=96),
     ),
 }
-INVARIANT = tuple(name for name in CASES if name != "sngan")
+INVARIANT = tuple(name for name in CASES if name not in ("sngan", "biggan"))
 """Cases without statistics of a rank's share of the batch."""
 WIDE: dict[str, Config] = {
     "sngan": tiny_config(
         model=SNGAN(latent_dim=16, width=16, discriminator_width=16, max_width=16, conditional=True),
+        objective=GAN(form="hinge"),
+        optim=Optim(lr=2e-3, betas=(0.0, 0.9)),
+    ),
+    "biggan": tiny_config(
+        model=BigGAN(latent_dim=16, label_dim=16, width=16, discriminator_width=16, max_width=16, conditional=True),
         objective=GAN(form="hinge"),
         optim=Optim(lr=2e-3, betas=(0.0, 0.9)),
     ),

@@ -1,4 +1,4 @@
-"""What SNGAN, R3GAN and StyleGAN2 have in common: shapes, sizes that they refuse, and what labels do."""
+"""What SNGAN, BigGAN, R3GAN and StyleGAN2 have in common: shapes, sizes that they refuse, and what labels do."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from genray.models.biggan import BigGAN
 from genray.models.dcgan import DCGAN
 from genray.models.r3gan import R3GAN
 from genray.models.sngan import SNGAN
@@ -13,10 +14,11 @@ from genray.models.stylegan2 import StyleGAN2
 
 TINY: dict[str, dict[str, Any]] = {
     "sngan": {"width": 4, "discriminator_width": 4, "max_width": 8, "max_discriminator_width": 8},
+    "biggan": {"width": 8, "discriminator_width": 4, "max_width": 16, "max_discriminator_width": 8, "label_dim": 4},
     "r3gan": {"width": 4, "max_width": 8, "group_width": 2, "num_blocks": 1},
     "stylegan2": {"width": 4, "max_width": 8, "style_dim": 8},
 }
-KINDS: dict[str, type] = {"sngan": SNGAN, "r3gan": R3GAN, "stylegan2": StyleGAN2}
+KINDS: dict[str, type] = {"sngan": SNGAN, "biggan": BigGAN, "r3gan": R3GAN, "stylegan2": StyleGAN2}
 SIZED: dict[str, type] = KINDS | {"dcgan": DCGAN}
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 48), (3, 128, 128)]
 
@@ -105,7 +107,7 @@ def test_gan_in_bf16_has_images_in_fp32_and_gradients_everywhere(name: str) -> N
 @pytest.mark.parametrize("name", KINDS)
 def test_gan_gradient_penalty_has_the_gradient_of_finite_differences(name: str) -> None:
     _, discriminator = built(name, (1, 16, 16), **({"spectral": "none"} if name == "sngan" else {}))
-    discriminator.double()
+    discriminator.double().eval()  # the vectors of spectral norm stay where they are
     images = torch.randn(4, 1, 16, 16, dtype=torch.float64, requires_grad=True)
     first = next(p for p in discriminator.parameters() if p.ndim == 4)
     with torch.no_grad():

@@ -270,7 +270,7 @@ def test_gan_refuses_models_of_other_modules(name: str, has: str) -> None:
         GAN().check(MODELS[name]())
     assert str(caught.value) == (
         f"objective gan trains generator and discriminator, and model {name} has {has}; "
-        "choose model dcgan or r3gan or sngan or stylegan2"
+        "choose model biggan or dcgan or r3gan or sngan or stylegan2"
     )
 
 

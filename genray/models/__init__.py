@@ -10,6 +10,7 @@ from typing import Protocol
 
 from torch import nn
 
+from genray.models.biggan import BigGAN
 from genray.models.code_transformer import CodeTransformer
 from genray.models.dcgan import DCGAN, DCGANClassifier
 from genray.models.hierarchical_vae import HierarchicalVAE
@@ -44,6 +45,7 @@ class Model(Protocol):
 MODELS: dict[str, type[Model]] = {
     "dcgan": DCGAN,
     "sngan": SNGAN,
+    "biggan": BigGAN,
     "r3gan": R3GAN,
     "stylegan2": StyleGAN2,
     "conv-vae": ConvVAE,

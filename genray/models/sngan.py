@@ -93,7 +93,7 @@ class Generator(nn.Module):
         self.norm = Norm(top, num_labels)
         self.last = _initialised(nn.Conv2d(top, image_shape[0], 3, padding=1))
         if knobs.spectral == "both":
-            _normalise(self)
+            normalise_spectrally(self)
 
     def generate(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] of the latents (B, latent_dim) and, if conditional, labels (B,)."""
@@ -138,7 +138,7 @@ class Discriminator(nn.Module):
         if self.embedding is not None:
             nn.init.xavier_uniform_(self.embedding.weight)
         if knobs.spectral != "none":
-            _normalise(self)
+            normalise_spectrally(self)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (B,), unbounded, and those of an auxiliary classifier (B, K)."""
@@ -291,7 +291,7 @@ def _initialised(layer: Layer, gain: float = 1.0) -> Layer:
     return layer
 
 
-def _normalise(network: nn.Module) -> None:
+def normalise_spectrally(network: nn.Module) -> None:
     """Spectral normalisation of every weight of `network` but those of `Norm`."""
     of_norms = {id(m) for norm in network.modules() if isinstance(norm, Norm) for m in norm.modules()}
     for layer in list(network.modules()):

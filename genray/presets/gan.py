@@ -2,6 +2,7 @@
 
 from genray.anneal import Anneal
 from genray.config import Config, Data, Eval, Optim, Run, Train
+from genray.models.biggan import BigGAN
 from genray.models.dcgan import DCGAN
 from genray.models.r3gan import R3GAN
 from genray.models.sngan import SNGAN
@@ -184,6 +185,25 @@ def cifar10_sngan() -> Config:
     )
 
 
+def cifar10_biggan() -> Config:
+    """Class-conditional BigGAN on CIFAR-10, 32 x 32, four updates of the discriminator to one.
+
+    Hardware: one GPU
+    Time: not measured
+    Score: not measured
+    """
+    return Config(
+        run=Run(name="cifar10-biggan"),
+        data=Data(name="cifar10", flip=True),
+        model=BigGAN(width=64, max_width=256, max_discriminator_width=64, conditional=True),
+        objective=GAN(form="hinge", num_discriminator_steps=4),
+        optim=Optim(lr=2e-4, betas=(0.0, 0.999)),
+        train=Train(
+            num_steps=200_000, global_batch_size=64, checkpoint_every=5000, sample_every=5000, ema_half_life=100_000
+        ),
+    )
+
+
 def cifar10_r3gan() -> Config:
     """Class-conditional R3GAN on CIFAR-10, 32 x 32, with the paper's schedules over its first 20 million images.
 
@@ -238,6 +258,7 @@ GANS = (
     mnist_stylegan2,
     cifar10_dcgan,
     cifar10_sngan,
+    cifar10_biggan,
     cifar10_r3gan,
     cifar10_stylegan2,
     folder_dcgan,
