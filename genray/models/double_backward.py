@@ -63,8 +63,9 @@ def leaky_relu(maps: Tensor, slope: float) -> Tensor:
 
 
 def _differentiated_once(maps: Tensor) -> bool:
-    """Whether no gradient of these can be penalised: in a lower precision, compiled, or without a graph."""
-    return torch.is_autocast_enabled(maps.device.type) or torch.compiler.is_compiling() or not torch.is_grad_enabled()
+    """Whether no gradient of these can be penalised: without values or a graph, compiled, or in a lower precision."""
+    without = maps.is_meta or not torch.is_grad_enabled()
+    return without or torch.compiler.is_compiling() or torch.is_autocast_enabled(maps.device.type)
 
 
 class _Convolution(torch.autograd.Function):

@@ -1,5 +1,6 @@
 """Maps of twice and of half the sides, without aliasing, and with gradients that are the same in every run."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class _Resampled(torch.autograd.Function):
     def forward(maps: Tensor, kernel: Tensor, halves: bool) -> Tensor:
         kernels = kernel.expand(maps.shape[1], 1, -1, -1)
         filtered = F.conv2d if halves else F.conv_transpose2d
-        with torch.autocast(maps.device.type, enabled=False):  # as it comes
+        with nullcontext() if maps.is_meta else torch.autocast(maps.device.type, enabled=False):  # as it comes
             return filtered(maps, kernels, stride=2, padding=1, groups=maps.shape[1])
 
     @staticmethod
