@@ -116,7 +116,9 @@ class Generator(nn.Module):
         """
         z = _unit(z)
         if self.embedding is not None:
-            z = torch.cat([z, _unit(self.embedding(given(labels, self.num_labels)))], dim=1)
+            # as long as a one-hot label: one as long as z would drown it, and each class be one image
+            told = _unit(self.embedding(given(labels, self.num_labels))) * self.embedding.embedding_dim**-0.5
+            z = torch.cat([z, told], dim=1)
         w: Tensor = self.mapping(z)
         if self.training and torch.is_grad_enabled():
             self._move_mean(w.detach().float(), labels)

@@ -128,8 +128,8 @@ def mnist_sngan() -> Config:
         data=Data(name="mnist"),
         model=SNGAN(latent_dim=100, width=32, discriminator_width=32, conditional=True),
         objective=GAN(form="hinge"),
-        optim=Optim(lr=2e-4, discriminator_lr=4e-4, betas=(0.0, 0.9), schedule="linear"),
-        train=Train(num_steps=3000, global_batch_size=128, checkpoint_every=500, ema_half_life=20_000),
+        optim=Optim(lr=5e-4, discriminator_lr=1e-3, betas=(0.0, 0.9), schedule="linear"),
+        train=Train(num_steps=1000, global_batch_size=128, checkpoint_every=500, ema_half_life=20_000),
     )
 
 
@@ -144,10 +144,10 @@ def mnist_r3gan() -> Config:
         run=Run(name="mnist-r3gan"),
         data=Data(name="mnist"),
         model=R3GAN(latent_dim=64, width=16, max_width=64, num_blocks=1, group_width=8, conditional=True),
-        objective=GAN(form="relativistic", gamma=5.0, penalised="both"),
-        optim=Optim(lr=1e-3, betas=(0.0, 0.9)),
-        anneal=Anneal(to=("optim.lr=1e-4", "objective.gamma=0.5", "optim.betas.1=0.99")),
-        train=Train(num_steps=3000, global_batch_size=128, checkpoint_every=500, ema_half_life=20_000),
+        objective=GAN(form="relativistic", gamma=0.5, penalised="both"),
+        optim=Optim(lr=2e-3, betas=(0.0, 0.9)),
+        anneal=Anneal(to=("optim.lr=2e-4", "objective.gamma=0.05", "optim.betas.1=0.99")),
+        train=Train(num_steps=1000, global_batch_size=128, checkpoint_every=500, ema_half_life=20_000),
     )
 
 
@@ -161,10 +161,10 @@ def mnist_stylegan2() -> Config:
     return Config(
         run=Run(name="mnist-stylegan2"),
         data=Data(name="mnist"),
-        model=StyleGAN2(latent_dim=64, style_dim=64, width=16, max_width=64, conditional=True),
-        objective=GAN(gamma=1.0),
+        model=StyleGAN2(latent_dim=64, style_dim=64, width=16, max_width=64, mapping_lr=0.1, conditional=True),
+        objective=GAN(gamma=0.1),
         optim=Optim(lr=2.5e-3, betas=(0.0, 0.99)),
-        train=Train(num_steps=3000, global_batch_size=128, checkpoint_every=500, ema_half_life=20_000),
+        train=Train(num_steps=1000, global_batch_size=128, checkpoint_every=500, ema_half_life=20_000),
     )
 
 
