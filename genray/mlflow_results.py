@@ -43,6 +43,8 @@ class Result:
     """In training steps, without start and scores."""
     command: str
     """That trains it."""
+    commit: str
+    """Of the code that did, shortened, with a + where it had been changed; empty: not recorded."""
 
 
 def results(uri: str, models: Sequence[str] = ()) -> list[Result]:
@@ -83,7 +85,7 @@ def markdown(found: Iterable[Result]) -> str:
             _said(one.protocol),
             one.hardware,
             _duration(one.seconds),
-            f"`{one.command}`",
+            f"`{one.command}`" + (f" at {one.commit}" if one.commit else ""),
         )
         for one in found
     ]
@@ -133,6 +135,7 @@ def _result(client: MlflowClient, version: ModelVersion, evaluation: Run | None)
         hardware=_machine(hardware, int(config["cluster"]["num_workers"])),
         seconds=_seconds(client, run),
         command=_command(_flat(config)),
+        commit=_commit(run.data.tags),
     )
 
 
@@ -173,6 +176,11 @@ def _command(config: Mapping[str, Any]) -> str:
     for key, value in other(nearest).items():
         words += [f"--{key.replace('_', '-')}", _word(value)]
     return shlex.join(words)
+
+
+def _commit(tags: Mapping[str, str]) -> str:
+    changed = tags.get("mlflow.source.git.dirty", "").lower() == "true"
+    return tags.get("mlflow.source.git.commit", "")[:7] + "+" * changed
 
 
 def _word(value: Any) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("mlflow", reason="needs genray[mlflow]")
+from mlflow import MlflowClient
 from mlflow_server import new_store
 
 from genray import cli
@@ -16,6 +17,8 @@ from genray.errors import RegistryError
 from genray.mlflow_results import COLUMNS, markdown, results
 
 pytestmark = pytest.mark.mlflow
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 TRAIN = [
     "--cluster.num-workers",
@@ -36,6 +39,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]
     with pytest.MonkeyPatch.context() as patch, new_store(place) as uri:
         patch.chdir(place)
         patch.setenv("MLFLOW_TRACKING_URI", uri)
+        patch.setenv("GENRAY_GIT_COMMIT", COMMIT)
         for name, more in (("first", []), ("second", ["--train.seed", "3", "--eval.promote", "False"])):
             assert cli.main(["train", "digits-classifier", "--run.name", name, *TRAIN, *more]) == 0
         assert cli.main(["evaluate", "digits-classifier/1", "--split", "train"]) == 0
@@ -63,6 +67,15 @@ def test_command_of_a_version_describes_the_run_that_made_it(store: tuple[str, P
         again, _ = cli.parse_run(shlex.split(one.command)[2:], "genray train")
         made = Config.from_dict(json.loads((place / "runs" / name / "config.json").read_text()))
         assert differences(made, again) == [f"run.name: {name!r} -> 'digits-classifier'"]
+
+
+def test_row_names_the_commit_of_the_code_that_trained(store: tuple[str, Path]) -> None:
+    first, _ = results(store[0])
+    assert first.commit == COMMIT[:7]
+    assert f"` at {COMMIT[:7]} |" in markdown([first])
+    client = MlflowClient(store[0])
+    client.set_tag(client.get_model_version("digits-classifier", "2").run_id, "mlflow.source.git.dirty", "true")
+    assert results(store[0])[1].commit == COMMIT[:7] + "+"
 
 
 def test_table_has_a_row_a_version_and_is_printed(store: tuple[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
