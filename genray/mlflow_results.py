@@ -126,6 +126,8 @@ def _result(client: MlflowClient, version: ModelVersion, evaluation: Run | None)
     else:
         return None
     config = _config(client, run)
+    if "nll" in scores:
+        protocol |= {"importance_samples": config["eval"]["importance_samples"]}
     hardware = json.loads(run.data.tags[HARDWARE]) if HARDWARE in run.data.tags else {}
     return Result(
         model=f"{version.name}/{version.version}",
@@ -197,6 +199,8 @@ def _machine(hardware: Mapping[str, Any], num_workers: int) -> str:
 def _said(protocol: Mapping[str, Any]) -> str:
     seeds = "1 seed" if int(protocol["num_seeds"]) == 1 else f"{protocol['num_seeds']} seeds"
     said = f"{int(protocol['num_samples']):,} images, {seeds}, {protocol['split']} split"
+    if "importance_samples" in protocol:
+        said += f", nll by {protocol['importance_samples']} importance samples"
     if protocol.get("extractor", "none") == "none":
         return said
     return f"{said}, features of `{protocol['extractor']}` {protocol['extractor_digest'][:8]}"

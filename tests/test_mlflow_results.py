@@ -85,6 +85,14 @@ def test_table_has_a_row_a_version_and_is_printed(store: tuple[str, Path], capsy
     assert [line.count(" | ") for line in said.splitlines()] == [len(COLUMNS) - 1] * 4
 
 
+def test_row_of_a_likelihood_says_how_many_samples_it_took(store: tuple[str, Path]) -> None:
+    command = ["train", "digits-vae", "--run.name", "vae", *TRAIN, "--eval.metrics", "nll"]
+    more = ["--eval.importance-samples", "3", "--eval.num-samples", "50", "--eval.num-seeds", "1"]
+    assert cli.main([*command, *more]) == 0
+    (row,) = markdown(results(store[0], ["digits-generator"])).splitlines()[2:]
+    assert "nll " in row and ", 1 seed, test split, nll by 3 importance samples" in row
+
+
 def test_model_that_is_not_registered_is_named_with_those_that_are(store: tuple[str, Path]) -> None:
     with pytest.raises(RegistryError, match=r"digits-classifer.*digits-classifier"):
         results(store[0], ["digits-classifer"])
