@@ -48,7 +48,10 @@ def memory_mb(config: Config) -> dict[str, int]:
 
 
 def seconds_per_step(config: Config, num_steps: int = 5) -> float:
-    """Seconds of a step of one worker with its share of the batch, measured here on images of noise."""
+    """Seconds of a step of one worker with its share of the batch, measured here on images of noise.
+
+    The steps that are taken lie evenly over the run: values that move may make its end slower than its beginning.
+    """
     num = per_rank_batch_size(config.train.global_batch_size, max(1, config.cluster.num_workers))
     classes = tuple(map(str, range(DATASETS[config.data.name].num_classes or UNKNOWN_CLASSES)))
     noise = torch.randint(256, (4 * num, *config.data.image_shape), dtype=torch.uint8)
@@ -65,8 +68,10 @@ def seconds_per_step(config: Config, num_steps: int = 5) -> float:
         trainer = Trainer(alone, images, RunFolder(Path(folder)), store=NullStore(), tracker=NullTracker(), world=here)
         for _ in range(2):
             trainer.update()
+        total = config.train.num_steps * config.train.global_batch_size // num
         began = time.perf_counter()
-        for _ in range(num_steps):
+        for i in range(num_steps):
+            trainer.step = (2 * i + 1) * total // (2 * num_steps) + i  # one after the other of a cycle of phases
             trainer.update()
         took = time.perf_counter() - began
     torch.set_num_threads(before)

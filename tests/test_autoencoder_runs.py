@@ -10,13 +10,13 @@ from PIL import Image
 from test_trainer import assert_same_state, run
 
 from genray import snapshot
-from genray.anneal import Anneal
+from genray.anneal import Anneal, annealed
 from genray.checkpoint import step_name
-from genray.config import Config, Data, Eval, Optim, Train
+from genray.config import Cluster, Config, Data, Eval, Optim, Train
 from genray.data.images import load_images
 from genray.distributed import current
 from genray.errors import ConfigError
-from genray.estimate import memory_mb
+from genray.estimate import memory_mb, seconds_per_step
 from genray.evaluation.latent import reconstructions
 from genray.evaluation.scoring import score_snapshot
 from genray.models.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ from genray.preemption import Stopped
 from genray.presets.vae import VAES
 from genray.sampling import beside, grid, sample
 from genray.storage import RunFolder
-from genray.trainer import train
+from genray.trainer import Trainer, train
 
 VQ = Tokenizer(num_codes=32, code_dim=4, width=8, num_downsamplings=1)
 FSQ = Tokenizer(quantizer="fsq", levels=(5, 5), width=8, num_downsamplings=1)
@@ -137,6 +137,18 @@ def test_iwae_of_ever_more_samples_resumed_from_a_checkpoint_ends_bit_identical(
     with pytest.raises(Stopped):  # at step 3
         train(config, load_images(config.data, "train"), folder, current(False), lambda: "stop")
     assert_same_state(whole, run(config, tmp_path / "halves"), 6)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_time_of_a_step_is_measured_with_the_values_of_the_whole_run(num_workers, monkeypatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(
+        Trainer, "update", lambda self: seen.append(annealed(self.config, self.samples_seen).objective.num_samples)
+    )
+    anneal = Anneal(to=("objective.num_samples=51",), shape="linear", samples=64_000)
+    config = replace(autoencoder_config(MLP, ELBO(bound="iwae"), 2_000), anneal=anneal)  # 32 images a step
+    seconds_per_step(replace(config, cluster=Cluster(num_workers=num_workers)), num_steps=5)
+    assert seen[2:] == [6, 16, 26, 36, 46]  # after two to warm up
 
 
 @pytest.mark.parametrize("made", VAES, ids=lambda made: made.__name__)
