@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from turns import timed
 
-from genray.allocator import keep_freed_memory
+from genray import cpu
 from genray.checkpoint import NullStore
 from genray.config import Cluster, Config, Data, Optim, Run, Train
 from genray.data.images import ImageSet
@@ -79,7 +79,7 @@ def config(
 
 def trainer(run: Config, images: ImageSet, folder: Path, world: World | None = None) -> Trainer:
     """The trainer of one rank, with a journal on rank 0, that checkpoints nothing."""
-    keep_freed_memory()
+    cpu.prepare()
     world = world or World(0, 1, torch.device("cpu"))
     tracker = JsonlTracker(folder / "journal", "train") if world.rank == 0 else NullTracker()
     return Trainer(run, images, RunFolder(folder), store=NullStore(), tracker=tracker, world=world)

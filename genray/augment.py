@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genray import distributed, snapshot
+from genray import cpu, distributed, snapshot
 from genray.augment_report import METRICS, Arm, compared
 from genray.checkpoint import SNAPSHOTS
 from genray.config import Config, Run
@@ -180,6 +180,7 @@ class Experiment:
 
 def fit_here(config: Config, asked: Asked = go_on) -> Outcome:
     """Trains `config` in this process."""
+    cpu.prepare()
     folder = RunFolder.open(config.run.storage, config.run.name)
     images = training_images(config.data, config.mix)
     return train(config, images, folder, distributed.current(config.cluster.use_gpu), asked)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from genray import cpu
 from genray.checkpoint import NullStore
 from genray.config import Config, per_rank_batch_size
 from genray.data import DATASETS
@@ -61,6 +62,7 @@ def seconds_per_step(config: Config, num_steps: int = 5) -> float:
         train=replace(config.train, global_batch_size=num),
         cluster=replace(config.cluster, num_workers=0, use_gpu=False),
     )
+    cpu.prepare()
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
     with tempfile.TemporaryDirectory() as folder:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from genray import (
+    cpu,
     distributed,
     mlflow_champion,
     mlflow_registry,
@@ -248,6 +249,7 @@ def _train_and_score(config: Config, can_score: bool) -> tuple[Outcome, Best | N
     if on_ray:
         outcome = ray_train.fit(config, storage)
     else:
+        cpu.prepare()
         world = distributed.current(config.cluster.use_gpu)
         folder, images = RunFolder.open(storage, config.run.name), training_images(config.data, config.mix)
         with sigterm_asks() as asked:

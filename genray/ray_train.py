@@ -26,7 +26,7 @@ from ray.train._internal.utils import get_address_and_port
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 
-from genray import distributed
+from genray import cpu, distributed
 from genray.config import Config
 from genray.data.mix import training_images
 from genray.distributed import World
@@ -252,6 +252,7 @@ def worker_environment() -> dict[str, str]:
 def work(task: dict[str, Any]) -> dict[str, Any]:
     """What one worker does: joins the ranks that Ray has set up, and trains."""
     keep_private()
+    cpu.prepare()
     config = Config.from_dict(task["config"])
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
     folder = RunFolder.open(task["storage"], config.run.name)

@@ -18,7 +18,7 @@ import ray
 import torch
 from ray import tune
 
-from genray.allocator import keep_freed_memory
+from genray import cpu
 from genray.checkpoint import (
     CHECKPOINTS,
     SCORES,
@@ -268,6 +268,7 @@ def isolate(cpus: float) -> None:
     if torch.cuda.is_available():  # on a CPU Python's own collections are enough, and one of all takes 0.3 s
         gc.collect()
         torch.cuda.empty_cache()
+    cpu.prepare()
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
     torch.set_grad_enabled(True)
@@ -276,4 +277,3 @@ def isolate(cpus: float) -> None:
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
-    keep_freed_memory()

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from genray import distributed, optim
-from genray.allocator import keep_freed_memory
 from genray.anneal import annealed
 from genray.checkpoint import Checkpoint, Store, best_whole, latest, load, store_for
 from genray.compiled import compile_all
@@ -57,7 +56,6 @@ def train(config: Config, images: ImageSet, folder: RunFolder, world: World, ask
     Raises:
         Stopped: it was asked to end, and has saved what it had.
     """
-    keep_freed_memory()
     tracker: Tracker = JsonlTracker(folder.pull_journal("train"), "train") if world.rank == 0 else NullTracker()
     store = store_for(folder, world.rank)
     return Trainer(config, images, folder, store=store, tracker=tracker, world=world, asked=asked).fit()

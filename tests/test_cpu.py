@@ -1,0 +1,44 @@
+"""Freed memory is kept, and subnormal numbers are zero."""
+
+import subprocess
+import sys
+
+STEPS = """
+import resource, torch
+from genray import cpu
+if {keep}:
+    cpu.prepare()
+before = 0
+for step in range(40):
+    if step == 8:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.ones(2**24) for _ in range(2)]  # 64 MiB each: above every size that glibc keeps by itself
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+# more numbers than one thread computes alone, and a backward pass whose gradients, 1e-40, are subnormal
+PRODUCTS = """
+import torch
+from genray import cpu
+cpu.prepare()
+torch.set_num_threads(2)
+tiny = torch.full((1000, 1000), 1e-30, requires_grad=True)
+(tiny * 1e-30).mul(1e-10).sum().backward()
+for product in (tiny * 1e-10, tiny @ (1e-10 * torch.eye(1000)), tiny.grad):
+    print(int(product.count_nonzero()))
+"""
+
+
+def page_faults(keep: bool) -> int:
+    done = subprocess.run([sys.executable, "-c", STEPS.format(keep=keep)], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def test_blocks_that_a_step_frees_serve_the_next_without_page_faults() -> None:
+    assert page_faults(keep=True) < page_faults(keep=False) / 5
+
+
+def test_products_below_the_smallest_normal_number_are_zero_in_every_thread() -> None:
+    done = subprocess.run([sys.executable, "-c", PRODUCTS], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "0", "0"]
