@@ -230,6 +230,10 @@ class Cluster:
         return range(self.min_workers or most, most + 1)
 
 
+PictureKind = Literal["interpolation", "classes", "truncation", "styles", "reconstructions", "traversals", "nearest"]
+"""What `genray sample --kind` draws of a snapshot, but for the grid, which training draws of fixed latents."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
     """Where the record of the run goes."""
@@ -238,6 +242,9 @@ class Tracking:
     """MLflow server or database. None: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."""
     experiment: str | None = None
     """MLflow experiment. None: genray/DATASET."""
+    pictures: tuple[PictureKind, ...] = ("interpolation", "classes", "truncation", "styles", "traversals", "nearest")
+    """Pictures of every snapshot beside its scores, as genray sample --kind draws them, off the training path; those
+    that its model cannot make are left out."""
 
     def __post_init__(self) -> None:
         check_no_password("tracking", self, "uri")

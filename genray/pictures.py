@@ -1,10 +1,12 @@
 """Pictures of what a snapshot has learned, and of how a run learned it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from genray.sampling import (
     check_makes_images,
     check_range,
     generate,
+    grid,
     labels_for,
     latents,
     sample,
@@ -31,6 +34,8 @@ from genray.snapshot import Snapshot
 
 COLUMNS = 10
 """Images in a row of an interpolation."""
+ROWS = 4
+"""Rows of the pictures that a run draws of its snapshots."""
 PAIRS = 4
 """Images in a row of reconstructions, each with its own beside it."""
 BATCH = 256
@@ -224,6 +229,31 @@ def draw(kind: str, model: Snapshot, num: int, seed: int, label: int | None, tru
     """
     check_makes_images(model, num, seed, truncation)
     return KINDS[kind](model, num, seed, label, truncation)
+
+
+def drawn(
+    kinds: Iterable[str], model: Snapshot, images: ImageSet, nearest: Callable[[Tensor], NDArray[np.uint8]] | None
+) -> dict[str, NDArray[np.uint8]]:
+    """Those of `kinds` that the model can make, (H, W, 3), by name.
+
+    Args:
+        kinds: names in `KINDS` or `OF_IMAGES`, or `nearest`.
+        model: of any product; a classifier can make none.
+        images: of the shape that it was trained on.
+        nearest: makes the picture of samples, uint8 (N, C, H, W), beside real images; None: nothing can.
+    """
+    made = {}
+    for kind in kinds:
+        try:
+            if kind in OF_IMAGES:
+                made[kind] = grid(*draw_of(kind, model, images, ROWS, seed=0))
+            elif kind in KINDS:
+                made[kind] = grid(*draw(kind, model, ROWS, seed=0, label=None, truncation=1.0))
+            elif nearest is not None:
+                made[kind] = nearest(sample(model, COLUMNS, seed=0))
+        except ConfigError:
+            continue
+    return made
 
 
 def slerp(start: Tensor, end: Tensor, share: Tensor | float) -> Tensor:

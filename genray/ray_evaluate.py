@@ -8,14 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
+from torch import Tensor
 
+from genray import pictures, snapshot
 from genray.checkpoint import BEST, EXTRACTOR, SCORES, SNAPSHOTS, step_of
 from genray.config import Config
+from genray.data.images import load_images
 from genray.errors import GenrayError
-from genray.evaluation import METRICS
+from genray.evaluation import METRICS, card
 from genray.evaluation.protocol import Score
-from genray.evaluation.scoring import logged, read_scores, score_snapshot, write_scores
+from genray.evaluation.scoring import load_extractor, logged, read_scores, score_snapshot, write_scores
 from genray.manifest import MANIFEST
 from genray.paths import keep_private
 from genray.storage import RunFolder
@@ -27,12 +32,32 @@ RETRIES = 3
 logger = logging.getLogger(__name__)
 
 
-def score_step(config: dict[str, Any], storage: str, name: str) -> None:
-    """Scores the snapshot `name` of a run, and leaves the result in the run's folder."""
+def score_step(config: dict[str, Any], storage: str, name: str) -> dict[str, NDArray[np.uint8]]:
+    """Scores the snapshot `name` of a run, and leaves the result in the run's folder; its pictures, by kind."""
     keep_private()
     made = Config.from_dict(config)
     folder = RunFolder.open(storage, made.run.name)
     take_scores(made, folder, name, folder)
+    try:
+        return take_pictures(made, folder, name)
+    except GenrayError as error:  # the run may have deleted it; its scores are there
+        logger.warning("no pictures of snapshot %s: %s", name, error)
+        return {}
+
+
+def take_pictures(config: Config, folder: RunFolder, name: str) -> dict[str, NDArray[np.uint8]]:
+    """What `tracking.pictures` asks of the snapshot `name` in `folder`, (H, W, 3), but for what it cannot make."""
+    model = snapshot.load(folder.pull(f"{SNAPSHOTS}/{name}"))
+    if model.product == "classifier":
+        return {}
+    extractor = folder.pull(EXTRACTOR)
+
+    def nearest(samples: Tensor) -> NDArray[np.uint8]:
+        train, network = load_images(config.data, "train"), load_extractor(extractor)
+        return card.nearest_training_images(samples, train, network, config.eval.batch_size, _references(config))
+
+    reals = load_images(config.data, config.eval.split)
+    return pictures.drawn(config.tracking.pictures, model, reals, nearest if extractor.is_dir() else None)
 
 
 def take_scores(config: Config, folder: RunFolder, name: str, extractor_of: RunFolder) -> list[Score]:
@@ -43,12 +68,16 @@ def take_scores(config: Config, folder: RunFolder, name: str, extractor_of: RunF
         data=config.data,
         settings=config.eval,
         extractor=extractor if extractor.is_dir() else None,
-        cache=Path(config.data.cache).expanduser() / "references",
+        cache=_references(config),
     )
     (folder.local / SCORES).mkdir(exist_ok=True)
     write_scores(folder.local / SCORES / f"{name}.json", scores)
     folder.push(f"{SCORES}/{name}.json")
     return scores
+
+
+def _references(config: Config) -> Path:
+    return Path(config.data.cache).expanduser() / "references"
 
 
 class Scorer:
@@ -110,9 +139,9 @@ class Scorer:
                 task = ray.remote(score_step).options(
                     num_cpus=settings.num_cpus, num_gpus=settings.num_gpus, max_retries=RETRIES
                 )
-                _wait_for(lambda: task.remote(*arguments))
+                drawn = _wait_for(lambda: task.remote(*arguments))
             else:
-                score_step(*arguments)
+                drawn = score_step(*arguments)
         except (GenrayError, ray.exceptions.RayError) as error:
             cause = str(getattr(error, "cause", error))
             if name in self.folder.names(SNAPSHOTS):
@@ -125,6 +154,8 @@ class Scorer:
             return
         scores = read_scores(self.folder.pull(f"{SCORES}/{name}.json"))
         self.tracker.metrics(step_of(name), logged(scores))
+        for kind, pixels in drawn.items():
+            self.tracker.image(step_of(name), f"pictures/{kind}", pixels)
         self.folder.push_journal("eval")
         # what was deleted meanwhile can be neither registered nor gone back to
         if name in self.folder.names(SNAPSHOTS):
@@ -147,7 +178,7 @@ def _ahead(score: Score, best: float) -> bool:
     return math.isfinite(score.value) and (not math.isfinite(best) or sign * (score.value - best) > 0)
 
 
-def _wait_for(submit: Callable[[], "ray.ObjectRef[None]"]) -> None:
+def _wait_for(submit: Callable[[], "ray.ObjectRef[Any]"]) -> Any:
     """Waits for a task, and submits it again where a node is lost meanwhile: Ray may wait minutes for its answer.
 
     A score that is taken twice is the same.
@@ -156,10 +187,9 @@ def _wait_for(submit: Callable[[], "ray.ObjectRef[None]"]) -> None:
         task, nodes = submit(), _nodes()
         while nodes <= _nodes():
             if ray.wait([task], timeout=LOOK_EVERY_S)[0]:
-                ray.get(task)
-                return
+                return ray.get(task)
         ray.cancel(task, force=True)
-    ray.get(submit())
+    return ray.get(submit())
 
 
 def _nodes() -> set[str]:

@@ -1,5 +1,7 @@
 """Pictures: what stands in each place of them."""
 
+from typing import get_args
+
 import evaluation_snapshots as snapshots
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch
 from PIL import Image
 
 from genray import cli, pictures, snapshot
-from genray.config import Data
+from genray.config import Data, PictureKind
 from genray.data.images import load_images
 from genray.errors import ConfigError
 from genray.evaluation.latent import latents_of
@@ -170,6 +172,38 @@ def test_picture_of_no_images_is_refused(plain, kind):
 def test_picture_of_zero_rows_is_refused(styled, kind):
     with pytest.raises(ConfigError, match="num=0 must be at least 1"):
         pictures.draw(kind, styled, 0, 0, None, 1.0)
+
+
+ALL = get_args(PictureKind)
+FITTING = {
+    "generator": {"interpolation", "truncation", "nearest"},
+    "stylegan2": {"interpolation", "classes", "truncation", "styles", "nearest"},
+    "vae": {"interpolation", "truncation", "reconstructions", "traversals", "nearest"},
+    "tokenizer": {"reconstructions"},
+    "classifier": set(),
+}
+
+
+@pytest.mark.parametrize("product", FITTING)
+def test_run_draws_every_picture_that_its_model_can_make_and_no_other(tmp_path, product):
+    model = snapshot.load(getattr(snapshots, f"save_{product}")(tmp_path / "model"))
+    images = load_images(Data(name="digits"), "test")
+    drawn = pictures.drawn(ALL, model, images, lambda samples: grid(samples))
+    assert set(drawn) == FITTING[product]
+    if product != "classifier":
+        assert all(len(np.unique(pixels)) > 2 for pixels in drawn.values()), "one has nothing but a frame"
+    if "interpolation" in drawn:
+        expected = grid(*pictures.draw("interpolation", model, pictures.ROWS, 0, None, 1.0))
+        np.testing.assert_array_equal(drawn["interpolation"], expected)
+
+
+def test_run_without_an_extractor_draws_no_nearest_images(plain):
+    images = load_images(Data(name="digits"), "test")
+    assert set(pictures.drawn(ALL, plain, images, None)) == FITTING["generator"] - {"nearest"}
+
+
+def test_config_knows_every_picture_of_a_snapshot():
+    assert set(ALL) == (set(pictures.KINDS) | set(pictures.OF_IMAGES) | {"nearest"}) - {"grid"}
 
 
 def test_time_lapse_shows_the_grids_of_a_run_in_the_order_of_its_steps(tmp_path):

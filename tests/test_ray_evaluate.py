@@ -14,6 +14,7 @@ import psutil
 import pytest
 from conftest import tiny_config
 from evaluation_snapshots import save_classifier, save_generator
+from PIL import Image
 
 from genray import ray_train
 from genray.checkpoint import BEST, EXTRACTOR, SCORES, SNAPSHOTS, step_name
@@ -85,6 +86,19 @@ def while_scoring(deed: Callable[[psutil.Process], None], times: int = 1) -> thr
     thread = threading.Thread(target=look)
     thread.start()
     return thread
+
+
+@pytest.mark.parametrize("on_ray", [True, False])
+def test_every_snapshot_has_its_pictures_beside_its_scores(local_ray, tmp_path, on_ray):
+    config, folder = run_with_snapshots(tmp_path, QUICK, (1, 2))
+    scorer = Scorer(config, str(tmp_path), on_ray=on_ray)
+    assert scorer.finish() is not None
+    entries = read_journal(folder.local / "journal" / "eval.jsonl")[0]
+    kinds = ("interpolation", "truncation", "nearest")
+    images = {(e["step"], e["image"]): folder.local / "journal" / e["path"] for e in entries if "image" in e}
+    assert set(images) == {(step, f"pictures/{kind}") for step in (1, 2) for kind in kinds}
+    first, second = (Image.open(images[step, "pictures/interpolation"]).tobytes() for step in (1, 2))
+    assert first != second
 
 
 def test_killed_scoring_process_loses_no_score(local_ray, tmp_path):
