@@ -120,8 +120,8 @@ def mnist_sngan() -> Config:
     """Class-conditional SNGAN on MNIST, 28 x 28.
 
     Hardware: one CPU core
-    Time: not measured
-    Score: not measured
+    Time: 46 minutes
+    Score: FID 4.50 ± 0.02, KID 0.08 (features of mnist-classifier, 10,000 samples)
     """
     return Config(
         run=Run(name="mnist-sngan"),
@@ -155,8 +155,8 @@ def mnist_stylegan2() -> Config:
     """Class-conditional StyleGAN2 on MNIST, 28 x 28.
 
     Hardware: one CPU core
-    Time: not measured
-    Score: not measured
+    Time: 17 minutes
+    Score: FID 20.1 ± 0.4, KID 1.07 (features of mnist-classifier, 10,000 samples)
     """
     return Config(
         run=Run(name="mnist-stylegan2"),
