@@ -82,8 +82,8 @@ def mnist_iwae() -> Config:
     with 50 leaves it to the luck of the draws, and pays for each.
 
     Hardware: one CPU core
-    Time: not measured
-    Score: not measured
+    Time: 3 hours of a shared machine, evaluation included
+    Score: test NLL 87.32 ± 0.06 nats (200 importance samples)
     """
     return Config(
         run=Run(name="mnist-iwae"),
