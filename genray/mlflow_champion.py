@@ -17,7 +17,7 @@ from genray.evaluation import card, classifier_pictures, extractors
 from genray.evaluation.card import Picture
 from genray.evaluation.folder import load_folder
 from genray.evaluation.protocol import Protocol, Score
-from genray.evaluation.scoring import load_extractor, score_images, score_snapshot
+from genray.evaluation.scoring import load_extractor, reference_cache, score_images, score_snapshot
 from genray.mlflow_promotion import Decision
 from genray.mlflow_store import connect, reporting
 from genray.paths import is_path
@@ -144,11 +144,6 @@ def following(settings: Eval, protocol: Protocol) -> Eval:
     if protocol.extractor == "none":
         return fixed
     return replace(fixed, num_samples=protocol.num_samples, num_seeds=protocol.num_seeds)
-
-
-def reference_cache(data: Data) -> Path:
-    """Folder of the features of real images, kept between scores."""
-    return Path(data.cache).expanduser() / "references"
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from genray.data.images import ImageSet
 from genray.errors import ConfigError
+from genray.evaluation import card
 from genray.evaluation.features import check_shape
 from genray.evaluation.latent import has_posterior, latents_of, reconstructions
 from genray.manifest import written_whole
@@ -250,7 +251,7 @@ def drawn(
             elif kind in KINDS:
                 made[kind] = grid(*draw(kind, model, ROWS, seed=0, label=None, truncation=1.0))
             elif nearest is not None:
-                made[kind] = nearest(sample(model, COLUMNS, seed=0))
+                made[kind] = nearest(sample(model, card.NUM_SAMPLES, seed=0))
         except ConfigError:
             continue
     return made

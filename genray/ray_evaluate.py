@@ -20,7 +20,14 @@ from genray.data.images import load_images
 from genray.errors import GenrayError
 from genray.evaluation import METRICS, card
 from genray.evaluation.protocol import Score
-from genray.evaluation.scoring import load_extractor, logged, read_scores, score_snapshot, write_scores
+from genray.evaluation.scoring import (
+    load_extractor,
+    logged,
+    read_scores,
+    reference_cache,
+    score_snapshot,
+    write_scores,
+)
 from genray.manifest import MANIFEST
 from genray.paths import keep_private
 from genray.storage import RunFolder
@@ -54,7 +61,9 @@ def take_pictures(config: Config, folder: RunFolder, name: str) -> dict[str, NDA
 
     def nearest(samples: Tensor) -> NDArray[np.uint8]:
         train, network = load_images(config.data, "train"), load_extractor(extractor)
-        return card.nearest_training_images(samples, train, network, config.eval.batch_size, _references(config))
+        return card.nearest_training_images(
+            samples, train, network, config.eval.batch_size, reference_cache(config.data)
+        )
 
     reals = load_images(config.data, config.eval.split)
     return pictures.drawn(config.tracking.pictures, model, reals, nearest if extractor.is_dir() else None)
@@ -68,16 +77,12 @@ def take_scores(config: Config, folder: RunFolder, name: str, extractor_of: RunF
         data=config.data,
         settings=config.eval,
         extractor=extractor if extractor.is_dir() else None,
-        cache=_references(config),
+        cache=reference_cache(config.data),
     )
     (folder.local / SCORES).mkdir(exist_ok=True)
     write_scores(folder.local / SCORES / f"{name}.json", scores)
     folder.push(f"{SCORES}/{name}.json")
     return scores
-
-
-def _references(config: Config) -> Path:
-    return Path(config.data.cache).expanduser() / "references"
 
 
 class Scorer:

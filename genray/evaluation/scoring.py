@@ -89,6 +89,11 @@ def score_snapshot(
     return [found[name] for name in names]
 
 
+def reference_cache(data: Data) -> Path:
+    """Folder of the features of real images, kept between scores."""
+    return Path(data.cache).expanduser() / "references"
+
+
 def score_images(
     images: ImageSet, *, data: Data, settings: Eval, extractor: Path, cache: Path | None = None
 ) -> list[Score]:
