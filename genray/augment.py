@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genray import cpu, distributed, snapshot
+from genray import snapshot
 from genray.augment_report import METRICS, Arm, compared
 from genray.checkpoint import SNAPSHOTS
 from genray.config import Config, Run
@@ -17,10 +17,9 @@ from genray.data.leaks import heed_leak
 from genray.data.mix import SPARE, Mix, training_images
 from genray.errors import ConfigError, DataError, DivergenceError
 from genray.evaluation.scoring import logged, score_snapshot
-from genray.preemption import Asked, go_on
 from genray.storage import RunFolder
 from genray.tracking import JsonlTracker
-from genray.trainer import Outcome, check_same_run, train
+from genray.trainer import Outcome, check_same_run, train_here
 
 RESULT, GENERATED = "result.json", "generated"
 
@@ -178,15 +177,7 @@ class Experiment:
         return replace(config, run=run, mix=mix, train=train, cluster=self.classifier.cluster)
 
 
-def fit_here(config: Config, asked: Asked = go_on) -> Outcome:
-    """Trains `config` in this process."""
-    cpu.prepare()
-    folder = RunFolder.open(config.run.storage, config.run.name)
-    images = training_images(config.data, config.mix)
-    return train(config, images, folder, distributed.current(config.cluster.use_gpu), asked)
-
-
-def do(experiment: Experiment, training: Training, fit: Fit = fit_here) -> Done:
+def do(experiment: Experiment, training: Training, fit: Fit = train_here) -> Done:
     """Does one training, or what is left of it: a generator makes its images, a classifier is scored.
 
     Raises:

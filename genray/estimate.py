@@ -62,10 +62,9 @@ def seconds_per_step(config: Config, num_steps: int = 5) -> float:
         train=replace(config.train, global_batch_size=num),
         cluster=replace(config.cluster, num_workers=0, use_gpu=False),
     )
-    cpu.prepare()
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
-    with tempfile.TemporaryDirectory() as folder:
+    with cpu.prepared(), tempfile.TemporaryDirectory() as folder:
         here = World(0, 1, torch.device("cpu"))
         trainer = Trainer(alone, images, RunFolder(Path(folder)), store=NullStore(), tracker=NullTracker(), world=here)
         for _ in range(2):

@@ -19,6 +19,7 @@ from genray.ray_train import SHARED
 from genray.ray_trial import isolate
 from genray.search import Search
 from genray.storage import RunFolder
+from genray.trainer import train_here
 
 LOOK_EVERY_S = 3.0
 
@@ -73,7 +74,7 @@ def run(experiment: Experiment, out: Path) -> None:
     report: Path | None = None
     try:
         with sigterm_raises():
-            (_train_on_ray if config.cluster.num_workers else _train_here)(experiment, state, record)
+            (_do_on_ray if config.cluster.num_workers else _do_here)(experiment, state, record)
             _check(state)
         arms, report = experiment.arms(state.scores), out
         augment_report.write_report(out, arms)
@@ -89,21 +90,17 @@ def run(experiment: Experiment, out: Path) -> None:
     print((out / "report.md").read_text(), flush=True)  # noqa: T201
 
 
-def _train_here(experiment: Experiment, state: State, record: Record) -> None:
+def _do_here(experiment: Experiment, state: State, record: Record) -> None:
     """One after another, in this process."""
     while training := state.next():
         record.begin(training)
         with sigterm_asks() as asked:
-            _note(
-                training,
-                partial(augment.do, experiment, training, partial(augment.fit_here, asked=asked)),
-                state,
-                record,
-            )
+            fit = partial(train_here, asked=asked)
+            _note(training, partial(augment.do, experiment, training, fit), state, record)
         record.deliver()
 
 
-def _train_on_ray(experiment: Experiment, state: State, record: Record) -> None:
+def _do_on_ray(experiment: Experiment, state: State, record: Record) -> None:
     """As many at once as the cluster has room for, each a task that Ray starts again where its process dies."""
     config, cluster = experiment.classifier, experiment.classifier.cluster
     ray_train.connect(cluster.num_workers * cluster.cpus_per_worker, log_to_driver=False)

@@ -11,8 +11,6 @@ from typing import Any, Literal
 import torch
 
 from genray import (
-    cpu,
-    distributed,
     mlflow_champion,
     mlflow_registry,
     mlflow_sources,
@@ -37,7 +35,7 @@ from genray.preemption import sigterm_asks, sigterm_raises
 from genray.ray_evaluate import Scorer
 from genray.start import PERCEPTUAL, START, build_frozen, start_from
 from genray.storage import JOURNAL, RunFolder
-from genray.trainer import Outcome, check_same_run, train
+from genray.trainer import Outcome, check_same_run, train_here
 
 DELIVERY_TIMEOUT_S = 60.0
 REGISTER_TRIES = 4
@@ -249,11 +247,8 @@ def _train_and_score(config: Config, can_score: bool) -> tuple[Outcome, Best | N
     if on_ray:
         outcome = ray_train.fit(config, storage)
     else:
-        cpu.prepare()
-        world = distributed.current(config.cluster.use_gpu)
-        folder, images = RunFolder.open(storage, config.run.name), training_images(config.data, config.mix)
         with sigterm_asks() as asked:
-            outcome = train(config, images, folder, world, asked)
+            outcome = train_here(config, asked)
     best = scorer.finish() if can_score else None
     if not outcome.stopped and (late := late_finding(config.health, FolderStore(scorer.folder).scores())):
         logger.warning("the run was not stopped only because its scores came after its last step: %s", late)

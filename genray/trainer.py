@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genray import distributed, optim
+from genray import cpu, distributed, optim
 from genray.anneal import annealed
 from genray.checkpoint import Checkpoint, Store, best_whole, latest, load, store_for
 from genray.compiled import compile_all
 from genray.config import Config, differences, per_rank_batch_size
 from genray.data.images import ImageSet
+from genray.data.mix import training_images
 from genray.data.sampler import Loader, Sampler
 from genray.distributed import World
 from genray.ema import EMA
@@ -59,6 +60,18 @@ def train(config: Config, images: ImageSet, folder: RunFolder, world: World, ask
     tracker: Tracker = JsonlTracker(folder.pull_journal("train"), "train") if world.rank == 0 else NullTracker()
     store = store_for(folder, world.rank)
     return Trainer(config, images, folder, store=store, tracker=tracker, world=world, asked=asked).fit()
+
+
+def train_here(config: Config, asked: Asked = go_on) -> Outcome:
+    """The run on this process alone, with images that are read here.
+
+    Raises:
+        Stopped: it was asked to end, and has saved what it had.
+    """
+    with cpu.prepared():
+        folder = RunFolder.open(config.run.storage, config.run.name)
+        images = training_images(config.data, config.mix)
+        return train(config, images, folder, distributed.current(config.cluster.use_gpu), asked)
 
 
 class Trainer:

@@ -13,7 +13,7 @@ from made_experiments import done, experiment, training_of
 from scipy import stats
 
 from genray import augment_report, distributed, snapshot
-from genray.augment import do, fit_here
+from genray.augment import do
 from genray.augment_report import Arm, compared, verdict
 from genray.config import Config, Data, Optim, Run
 from genray.data.images import load_images
@@ -21,7 +21,7 @@ from genray.data.mix import Mix, training_images
 from genray.errors import ConfigError, DataError, DivergenceError, ResumeError
 from genray.preemption import Stopped
 from genray.storage import RunFolder
-from genray.trainer import Outcome, train
+from genray.trainer import Outcome, train, train_here
 from genray.transfer import Transfer
 
 
@@ -78,7 +78,7 @@ def test_training_that_was_interrupted_ends_with_the_scores_of_one_that_was_not(
     made = replace(made, classifier=replace(made.classifier, train=steps))
     baseline = training_of(made, "tiny-augment-0.2-0-1")
     with pytest.raises(Stopped):
-        do(made, baseline, partial(fit_here, asked=lambda: "stop"))
+        do(made, baseline, partial(train_here, asked=lambda: "stop"))
     assert not (tmp_path / baseline.name / "result.json").exists()
     arm = next(arm for arm in finished[1] if (arm.fraction, arm.ratio) == (0.2, 0))
     assert do(made, baseline).scores == {name: values[1] for name, values in arm.values.items()}
@@ -126,7 +126,7 @@ def test_training_that_a_health_rule_stops_is_no_part_of_a_comparison(tmp_path: 
     made = experiment(tmp_path)
 
     def stopped(config: Config) -> Outcome:
-        return replace(fit_here(config), stopped="score rule: fid 900 above 1.5 times its best")
+        return replace(train_here(config), stopped="score rule: fid 900 above 1.5 times its best")
 
     with pytest.raises(DivergenceError, match=r"'made-augment-0\.1-generator-0' was stopped by score rule: fid 900"):
         do(made, made.trainings()[0], stopped)

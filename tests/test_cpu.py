@@ -2,6 +2,15 @@
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+from conftest import tiny_config
+
+from genray import cpu
+from genray.config import Run, Train
+from genray.estimate import seconds_per_step
+from genray.trainer import train_here
 
 STEPS = """
 import resource, torch
@@ -42,3 +51,19 @@ def test_blocks_that_a_step_frees_serve_the_next_without_page_faults() -> None:
 def test_products_below_the_smallest_normal_number_are_zero_in_every_thread() -> None:
     done = subprocess.run([sys.executable, "-c", PRODUCTS], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "0", "0"]
+
+
+def test_a_thread_that_is_shared_has_its_subnormal_numbers_back_even_after_a_failure() -> None:
+    with pytest.raises(RuntimeError, match="stopped"), cpu.prepared():
+        assert sys.float_info.min / 2 == 0
+        raise RuntimeError("stopped")
+    assert sys.float_info.min / 2 > 0
+
+
+def test_training_leaves_the_process_its_subnormal_numbers(tmp_path: Path) -> None:
+    config = tiny_config(
+        run=Run(name="here", storage=str(tmp_path)), train=Train(num_steps=1, global_batch_size=16, sample_every=0)
+    )
+    train_here(config)
+    seconds_per_step(config, num_steps=1)
+    assert sys.float_info.min / 2 > 0
