@@ -275,6 +275,7 @@ class Config:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         check_ends(self)
+        self._check_finite()
         if getattr(self.model, "needs_source", False) and not self.transfer.source:
             raise ConfigError(
                 "transfer.source is empty, and this model draws codes of a tokenizer that was trained before; set it "
@@ -287,8 +288,19 @@ class Config:
         check_names(self.eval.metrics, self.objective.product, classifies=bool(classifier_of(self.objective)))
         self._check_batch()
 
+    def _check_finite(self) -> None:
+        for name, value in self.flat().items():
+            for number in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise ConfigError(f"{name}={value!r} must be finite, and so must all numbers of a config")
+
     def _check_batch(self) -> None:
         batch, sizes = self.train.global_batch_size, self.cluster.sizes
+        if batch < 2 and (mmd := getattr(self.objective, "mmd", 0.0)):
+            raise ConfigError(
+                f"train.global_batch_size={batch} with objective.mmd={mmd!r}: a discrepancy is of pairs of latents, "
+                "expected at least 2 images"
+            )
         if len(sizes) > 1 and (wrong := [size for size in sizes if batch % size]):
             raise ConfigError(
                 f"train.global_batch_size={batch} does not divide by {wrong[0]} workers, and cluster.min_workers="

@@ -21,6 +21,7 @@ from genray.config import Optim
 from genray.data.images import ImageSet
 from genray.errors import ConfigError, DivergenceError
 from genray.evaluation.latent import has_posterior, latents_of
+from genray.evaluation.vae_scores import LIKELIHOOD
 from genray.models.fitted_latents import MaskedFlows, SecondStage
 from genray.models.vae import VAE
 from genray.snapshot import Snapshot
@@ -69,14 +70,16 @@ def fit(
         seed: of the fit, and of draws from the posteriors.
 
     Raises:
-        ConfigError: the snapshot is no such autoencoder, a number is out of range, or there are too few images.
+        ConfigError: the snapshot is no such autoencoder, a number is out of range, there are too few images, or `to` is
+            there already.
         CheckpointError: the snapshot is damaged.
         DivergenceError: latents are not finite, or the distribution finds no finite density for them.
     """
+    if to.exists():
+        raise ConfigError(f"{to} exists; give the name of a new folder")
     made = snapshot.load(directory)
     if not isinstance(made.module, VAE):
-        use = "train a code-transformer on it" if made.product == "tokenizer" else "use a VAE's"
-        raise ConfigError(f"snapshot of {made.task!r} is a {made.product}, which has no latents to fit; {use}")
+        raise ConfigError(f"snapshot of {made.task!r} is a {made.product}, {_instead(made)}")
     if made.data_digest != images.digest:
         raise ConfigError(
             f"the images are not those that {directory} was trained on: their digest is {images.digest[:12]}…, "
@@ -89,7 +92,9 @@ def fit(
     points = _points(made, images, seed, alone=distribution == "mixture")
     if distribution == "mixture" and not 1 <= num_components <= points.shape[1]:
         raise ConfigError(f"num_components={num_components!r} must lie between 1 and {points.shape[1]}, the images")
-    config = replace(made.config, model=replace(made.config.model, **knobs))  # type: ignore[type-var]
+    model: Any = replace(made.config.model, **knobs)  # type: ignore[type-var]
+    metrics = tuple(name for name in made.config.eval.metrics if name not in LIKELIHOOD)  # that is of the prior before
+    config = replace(made.config, model=model, eval=replace(made.config.eval, metrics=metrics))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "fit/weights"))
         module: Any = config.model.build(made.image_shape, len(made.classes))[made.product]
@@ -109,6 +114,17 @@ def fit(
         classes=made.classes,
         data_digest=made.data_digest,
     )
+
+
+def _instead(made: Snapshot) -> str:
+    """Why nothing is fitted to the latents of a model that is no VAE of one vector, and what to do."""
+    if made.product == "vae":
+        return "whose maps of latents have a prior that is trained with them; it needs no fit"
+    if made.product != "tokenizer":
+        return "which has no latents to fit; use a VAE's"
+    if getattr(made.config.model, "quantizer", "") != "none":
+        return "which has codes; train a code-transformer on it"
+    return "which has maps of latents, for a generator of your own; use a VAE's of one vector"
 
 
 def _points(made: Snapshot, images: ImageSet, seed: int, *, alone: bool) -> Tensor:

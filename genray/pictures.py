@@ -151,7 +151,7 @@ def latent_traversals(model: Snapshot, images: ImageSet, num: int, seed: int) ->
     points = latents_of(model, images.images, images.labels, seed)
     place = _picked(images, 1, seed)
     label = images.labels[place] if module.num_labels else None
-    no_noise = torch.zeros(1, module.latent_dim)
+    no_noise = torch.zeros(1, points.shape[1])
     start = module(to_float(images.images[place]), no_noise, label).z
     rows = []
     for dim in _most_telling(model, images, points)[:num].tolist():
@@ -167,7 +167,7 @@ def _most_telling(model: Snapshot, images: ImageSet, points: Tensor) -> Tensor:
     module: Any = model.module
     if not (module.closed_kl and has_posterior(model)):
         return points.var(0).argsort(descending=True)
-    total = torch.zeros(module.latent_dim, dtype=torch.float64)
+    total = torch.zeros(points.shape[1], dtype=torch.float64)
     for part, labels in zip(torch.split(images.images, BATCH), torch.split(images.labels, BATCH), strict=True):
         mu, logvar = module.encode(to_float(part), labels if module.num_labels else None)
         total += gaussian_kl(mu.double(), logvar.double()).sum(0)

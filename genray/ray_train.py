@@ -249,10 +249,10 @@ def worker_environment() -> dict[str, str]:
     )
 
 
+@cpu.prepared()
 def work(task: dict[str, Any]) -> dict[str, Any]:
     """What one worker does: joins the ranks that Ray has set up, and trains."""
     keep_private()
-    cpu.prepare()
     config = Config.from_dict(task["config"])
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
     folder = RunFolder.open(task["storage"], config.run.name)

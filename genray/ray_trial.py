@@ -59,6 +59,7 @@ class Rank:
             free.bind(("", 0))
             return ray.util.get_node_ip_address(), int(free.getsockname()[1])
 
+    @cpu.prepared()
     def open(self, config: dict[str, Any], rank: int, size: int, meeting: tuple[str, int]) -> None:
         """Takes a seat in a trial, which goes on from its newest checkpoint."""
         self.close()
@@ -75,6 +76,7 @@ class Rank:
         self.trainer.resume()
         self.trainer.progress.begin(self.trainer.step)
 
+    @cpu.prepared()
     def advance(self) -> None:
         """Trains to the next checkpoint, together with all other ranks."""
         assert self.trainer is not None
@@ -268,7 +270,6 @@ def isolate(cpus: float) -> None:
     if torch.cuda.is_available():  # on a CPU Python's own collections are enough, and one of all takes 0.3 s
         gc.collect()
         torch.cuda.empty_cache()
-    cpu.prepare()
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
     torch.set_grad_enabled(True)

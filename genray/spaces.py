@@ -34,6 +34,11 @@ _VAE_GAN: Space = {
     "objective.gamma": Domain("log", (1e-3, 1.0)),
     "objective.beta": Domain("log", (0.01, 3.0)),
 }
+_LATENT_ADVERSARIAL: Space = {
+    "optim.lr": Domain("log", (1e-4, 1e-2)),
+    "optim.discriminator_lr": Domain("log", (1e-4, 1e-2)),
+    "objective.gamma": Domain("log", (0.5, 50.0)),
+}
 _HIERARCHICAL: Space = {
     "optim.lr": Domain("log", (1e-4, 3e-3)),
     "model.latent_channels": Domain("choice", (4, 8, 16)),
@@ -47,7 +52,6 @@ _VQ: Space = {
 _ADVERSARIAL: Space = {
     "optim.lr": Domain("log", (1e-4, 3e-3)),
     "objective.adversarial": Domain("log", (0.1, 1.0)),
-    "objective.perceptual_weight": Domain("log", (1.0, 1000.0)),
 }
 _FSQ: Space = {
     "optim.lr": Domain("log", (1e-4, 3e-3)),
@@ -88,6 +92,8 @@ SPACES: dict[str, Space] = {
     "digits-hierarchical-vae": _HIERARCHICAL,
     "cifar10-hierarchical-vae": _HIERARCHICAL,
     "digits-vae-gan": _VAE_GAN,
+    "digits-factor-vae": _LATENT_ADVERSARIAL,
+    "digits-adversarial-autoencoder": _LATENT_ADVERSARIAL,
     "digits-tokenizer": _VQ,
     "mnist-tokenizer": _VQ,
     "cifar10-tokenizer": _FSQ,

@@ -70,7 +70,7 @@ def test_tokenizer_resumed_from_a_checkpoint_ends_bit_identical(model: Tokenizer
 
 def test_tokenizer_is_refused_for_sampling(tmp_path) -> None:
     folder = run(autoencoder_config(FSQ, Tokenization(), 1), tmp_path)
-    with pytest.raises(ConfigError, match="is a tokenizer, which has no distribution to draw codes from"):
+    with pytest.raises(ConfigError, match="is a tokenizer, which has no distribution to draw codes or latents from"):
         sample(snapshot.load(folder.local / "snapshots" / step_name(1)), 4, seed=0)
 
 
@@ -115,6 +115,33 @@ def test_bent_posterior_and_learned_prior_of_digits_raise_the_bound_and_use_the_
     )
     assert last["vae/elbo"] > first["vae/elbo"] + 12
     assert last["vae/kl"] > 2
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        ELBO(bound="iwae", num_samples=3, num_groups=2),
+        ELBO(bound="iwae", num_samples=6, estimator="dreg", kl_warmup_samples=6_000),
+        ELBO(bound="ciwae", num_samples=6),
+        ELBO(bound="piwae", num_samples=3, num_groups=2),
+        ELBO(free_bits=0.2),
+        ELBO(total_correlation=2.0),
+        ELBO(beta=0.5, mmd=10.0),
+    ],
+    ids=["miwae", "dreg", "ciwae", "piwae", "free bits", "total correlation", "mmd"],
+)
+def test_every_bound_and_charge_raises_the_bound_of_digits_and_uses_the_latents(objective, tmp_path) -> None:
+    first, last = (last_metrics(MLP, objective, tmp_path / str(n), n) for n in (1, 400))
+    assert last["vae/elbo"] > first["vae/elbo"] + 12
+    assert last["vae/kl"] > 1
+
+
+@pytest.mark.parametrize("output", ["scale", "global-scale"])
+def test_learned_scale_of_pixels_raises_the_density_of_digits(output, tmp_path) -> None:
+    objective = ELBO(likelihood="gaussian")
+    fixed = last_metrics(MLP, objective, tmp_path / "fixed")
+    learned = last_metrics(replace(MLP, output=output), objective, tmp_path / "learned")
+    assert learned["vae/elbo"] > fixed["vae/elbo"] + 10
 
 
 def test_rae_of_digits_reconstructs_better_by_training(tmp_path) -> None:

@@ -1,6 +1,7 @@
 """Configs refuse early, and survive JSON."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,8 @@ from conftest import tiny_config
 from genray.config import Cluster, Config, Data, Optim, Run, Tracking, Train, differences
 from genray.errors import ConfigError
 from genray.models.dcgan import DCGAN
+from genray.models.vae import MLPVAE
+from genray.objectives.elbo import ELBO
 from genray.objectives.gan import GAN
 from genray.presets import PRESETS, expectation, preset
 
@@ -41,6 +44,21 @@ def test_batch_that_the_workers_do_not_divide_is_refused():
     train = Train(num_steps=8, global_batch_size=250)
     assert refused(lambda: tiny_config(train=train, cluster=Cluster(num_workers=4))) == (
         "train.global_batch_size=250 does not divide by 4 workers; use 248 or 252"
+    )
+
+
+def test_number_that_is_not_finite_is_refused_in_any_section():
+    assert refused(lambda: tiny_config(model=MLPVAE(), objective=ELBO(beta=math.inf))) == (
+        "objective.beta=inf must be finite, and so must all numbers of a config"
+    )
+    assert refused(lambda: tiny_config(optim=Optim(lr=math.inf))).startswith("optim.lr=inf must be finite")
+
+
+def test_discrepancy_of_one_image_is_refused():
+    train = Train(num_steps=8, global_batch_size=1)
+    assert refused(lambda: tiny_config(model=MLPVAE(), objective=ELBO(mmd=2.0), train=train)) == (
+        "train.global_batch_size=1 with objective.mmd=2.0: a discrepancy is of pairs of latents, "
+        "expected at least 2 images"
     )
 
 

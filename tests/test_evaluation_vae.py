@@ -2,15 +2,21 @@
 
 import math
 
+import evaluation_snapshots as snapshots
 import pytest
 import torch
 from evaluation_snapshots import save_vae
 from torch.distributions import Bernoulli, Normal
 
 from genray import snapshot
+from genray.config import Eval
+from genray.data.images import ImageSet
 from genray.errors import DivergenceError, ProtocolError
+from genray.evaluation import likelihood
 from genray.evaluation.latent import active_units, mean_variance, reconstructions
 from genray.evaluation.likelihood import bits_per_dim, bounds, importance_nll, posteriors
+from genray.evaluation.vae_scores import likelihood_scores
+from genray.models.vae import MLPVAE
 from genray.objectives.elbo import ELBO
 from genray.sampling import to_uint8
 
@@ -113,6 +119,45 @@ def test_bits_per_dim_of_fair_coins_is_1():
 
 def test_bits_per_dim_of_a_uniform_density_on_256_levels_is_8():
     assert bits_per_dim(0.0, 3072, "gaussian") == 8
+
+
+def scores_of(model, pixels, *names):
+    classes = tuple("0123456789")
+    reals = ImageSet(pixels, torch.arange(len(pixels)) % 10, classes, "noise", "test", digest="0" * 64, num_skipped=0)
+    return likelihood_scores(names, model, reals, Eval(num_seeds=1))
+
+
+def test_bits_per_dim_of_a_density_are_of_levels_spread_over_their_share_of_the_range(tmp_path):
+    def silent(module):
+        decoder_ignores_z(module)
+        for parameter in module.decoder.parameters():
+            parameter.zero_()
+
+    model = snapshot.load(save_vae(tmp_path / "vae", ELBO(likelihood="gaussian", sigma=1e-3), change=silent))
+    scores = scores_of(model, torch.full((300, 1, 8, 8), 128, dtype=torch.uint8), "bits_per_dim", "recon_nll")
+    # the mean is at the lower end of the level's share: a uniform number on it lies width**2 / 3 away in the square
+    nats = 0.5 * (1 / 256) ** 2 / 3 / 1e-3**2 + math.log(1e-3) + 0.5 * math.log(2 * math.pi)
+    assert scores["bits_per_dim"].value == pytest.approx(8 + nats / math.log(2), abs=0.05)
+    assert scores["bits_per_dim"].protocol.extra["levels"] == "spread evenly"
+    at_the_level = 0.5 * (0.5 - 128 / 255) ** 2 / 1e-3**2 + math.log(1e-3) + 0.5 * math.log(2 * math.pi)
+    assert scores["recon_nll"].value == pytest.approx(64 * at_the_level, rel=1e-4)
+
+
+@pytest.mark.parametrize(("knobs", "num"), [({}, 3), ({"num_flows": 1}, 0), ({"num_pseudo_inputs": 4}, 0)], ids=str)
+def test_kl_has_its_dimensions_beside_it_only_where_they_sum_to_it(knobs, num, tmp_path):
+    model = snapshot.load(snapshots.save(tmp_path / "vae", MLPVAE(latent_dim=3, hidden=16, **knobs), ELBO()))
+    score = scores_of(model, images(9), "kl")["kl"]
+    found = score.details.get("per_dimension", [])
+    assert len(found) == num and (not num or sum(found) == pytest.approx(score.value))
+
+
+def test_noise_of_many_latents_is_made_for_few_images_at_a_time_whatever_the_batch(vae, monkeypatch):
+    whole = importance_nll(vae, images(30), 0, 4)
+    monkeypatch.setattr(likelihood, "NOISE_AT_ONCE", 4 * 3 * 16)  # sixteen images
+    first, second = (importance_nll(vae, images(30), 0, 4, batch_size) for batch_size in (7, 30))
+    torch.testing.assert_close(first, second, rtol=1e-6, atol=0)
+    torch.testing.assert_close(first[:16], whole[:16], rtol=1e-6, atol=0)
+    assert not (first[16:] == whole[16:]).any()
 
 
 def test_reconstructions_are_what_the_posterior_mean_decodes_to(vae):

@@ -15,6 +15,7 @@ from genray.config import Data, Eval
 from genray.data.images import ImageSet, load_images
 from genray.errors import ConfigError
 from genray.evaluation.latent import latents_of
+from genray.evaluation.likelihood import observations
 from genray.evaluation.scoring import score_snapshot
 from genray.fitting import Distribution, fit, learn, mixture_of
 from genray.models.fitted_latents import MaskedFlows, SecondStage
@@ -26,7 +27,7 @@ from genray.objectives.vae_gan import VAEGAN
 from genray.sampling import sample
 from genray.start import build_networks
 from genray.storage import RunFolder
-from genray.streams import generator
+from genray.streams import derive_seed, generator
 
 DIGITS = Data(name="digits")
 MODEL = MLPVAE(latent_dim=3, hidden=16)
@@ -160,10 +161,48 @@ def test_run_of_a_model_with_what_is_fitted_after_training_is_refused(images: Im
 )
 def test_vae_is_fitted_to_draws_of_its_posteriors_not_to_their_means(model, objective, images, tmp_path: Path) -> None:
     vae = snapshot.load(snapshots.save(tmp_path / "vae", model, objective, data_digest=images.digest))
-    mu, logvar = vae.module.encode(images.images.float() / 127.5 - 1)  # type: ignore[operator]
+    seen = torch.cat([part for _, part in observations(vae, images.images, derive_seed(0, "fit/images", 0), 256)])
+    mu, logvar = vae.module.encode(2 * seen - 1)  # type: ignore[operator]
     expected = logvar.exp().mean(0) + mu.var(0)
     points = latents_of(vae, images.images, images.labels, seed=0)
     torch.testing.assert_close(points.var(0), expected, rtol=0.15, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("objective", "num"), [(ELBO(), 2), (ELBO(binarize=False), 17), (RAE(), 17)], ids=["binarised", "grey", "rae"]
+)
+def test_latents_are_those_of_images_as_training_has_them(objective, num, images: ImageSet, tmp_path: Path) -> None:
+    vae = snapshot.load(snapshots.save(tmp_path / "vae", MODEL, objective, data_digest=images.digest))
+    levels: list[torch.Tensor] = []
+    vae.module.encoder.register_forward_pre_hook(lambda _, given: levels.append(given[0].unique()))  # type: ignore
+    first, other = (latents_of(vae, images.images, images.labels, seed=0, draw=draw) for draw in (0, 1))
+    assert len(torch.cat(levels).unique()) == num
+    assert torch.equal(first, other) == isinstance(objective, RAE)
+
+
+def test_fit_to_a_folder_that_is_there_is_refused_and_leaves_it(rae: Path, images: ImageSet, tmp_path: Path) -> None:
+    kept = tmp_path / "mine" / "thesis.txt"
+    kept.parent.mkdir()
+    kept.write_text("years")
+    for place in (kept.parent, kept, rae):
+        with pytest.raises(ConfigError, match=r"exists; give the name of a new folder$"):
+            fit(rae, place, images, num_components=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"] and kept.read_text() == "years"
+    assert snapshot.load(rae).config.model.num_components == 0  # type: ignore[attr-defined]
+
+
+def test_fitted_vae_has_no_likelihood_since_the_bound_is_of_the_prior_before(images: ImageSet, tmp_path: Path) -> None:
+    vae = snapshots.save(tmp_path / "vae", MODEL, ELBO(), data_digest=images.digest)
+    fit(vae, tmp_path / "fitted", images, num_components=3)
+    extractor = snapshots.save_classifier(tmp_path / "classifier")
+    settings = Eval(num_samples=100, num_seeds=1)
+    for path, expected in ((vae, True), (tmp_path / "fitted", False)):
+        scores = score_snapshot(path, data=DIGITS, settings=settings, extractor=extractor)
+        assert ("elbo" in {score.metric for score in scores}) == expected
+    with pytest.raises(ConfigError, match=r"\(model\.num_components\), and the bound is of the prior before"):
+        score_snapshot(
+            tmp_path / "fitted", data=DIGITS, settings=replace(settings, metrics=("elbo",)), extractor=extractor
+        )
 
 
 def test_command_makes_a_snapshot_that_samples(rae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

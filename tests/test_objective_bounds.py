@@ -1,6 +1,7 @@
 """Bounds of several samples: against torch.distributions, each other, and their estimators' gradients."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from test_objective_elbo import make_batch, make_networks, one_loss
 from torch import Tensor, distributions
 
+from genray.models.hierarchical_vae import HierarchicalVAE
 from genray.models.vae import MLPVAE
 from genray.objectives.bounds import combined_bound, importance_bound
 from genray.objectives.elbo import ELBO
@@ -75,11 +77,12 @@ def test_piwae_trains_the_encoder_as_miwae_and_the_decoder_as_iwae() -> None:
         assert (gradient - other[name]).abs().max() > 5e-3
 
 
-def test_dreg_has_iwae_s_value_and_decoder_gradient_and_its_encoder_gradient_in_the_mean() -> None:
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+def test_dreg_has_iwae_s_value_and_decoder_gradient_and_its_encoder_gradient_in_the_mean(beta: float) -> None:
     images = torch.rand(1, 1, 8, 8, generator=torch.manual_seed(1)) * 2 - 1
     found: dict[str, list[Tensor]] = {}
     for estimator in ("pathwise", "dreg"):
-        objective = ELBO(bound="iwae", num_samples=8, estimator=estimator, binarize=False)  # type: ignore[arg-type]
+        objective = ELBO(bound="iwae", num_samples=8, estimator=estimator, beta=beta, binarize=False)  # type: ignore[arg-type]
         for name in ("encoder", "decoder"):
             networks, of_one_draw = make_networks(MODEL), []
             weight = getattr(networks.bare["vae"], name)[0 if name == "decoder" else 2].weight
@@ -94,6 +97,12 @@ def test_dreg_has_iwae_s_value_and_decoder_gradient_and_its_encoder_gradient_in_
     apart = (ours.mean(0) - theirs.mean(0)) / noise.clamp(min=1e-8)
     assert apart.abs().max() < 5 and apart.square().mean() < 1.5
     assert ours.var(0).sum() < theirs.var(0).sum()
+
+
+@pytest.mark.parametrize("model", [replace(MODEL, num_pseudo_inputs=4), HierarchicalVAE(width=4)], ids=["vamp", "deep"])
+def test_piwae_is_refused_where_a_prior_learns_beside_encoder_and_decoder(model: Any) -> None:
+    with pytest.raises(ValueError, match=r"^objective\.bound='piwae' tells encoder from decoder by their latents"):
+        ELBO(bound="piwae", num_groups=2, num_samples=2).check(model)
 
 
 def test_piwae_value_is_that_of_iwae_over_all_samples() -> None:

@@ -1,5 +1,7 @@
 """Discriminators of latents: what they are shown, what the encoder is told, and a short run on digits."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_autoencoder_runs import autoencoder_config, last_metrics
@@ -52,6 +54,15 @@ def test_adversarial_autoencoder_of_digits_learns_without_a_kl_term(tmp_path) ->
     objective = LatentAdversarial(form="adversarial", beta=0.0, gamma=10.0)
     first, last = (last_metrics(MODEL, objective, tmp_path / str(n), n) for n in (1, 250))
     assert last["vae/recon_loss"] < first["vae/recon_loss"] - 15
+    free = last_metrics(MODEL, replace(objective, gamma=0.0), tmp_path / "free", 250)
+    assert last["vae/kl"] < free["vae/kl"] / 5
+
+
+def test_adversarial_form_refuses_a_prior_that_nothing_would_train() -> None:
+    learned = replace(MODEL, num_pseudo_inputs=3)
+    LatentAdversarial().check(learned)
+    with pytest.raises(ValueError, match=r"and model\.num_pseudo_inputs=3 learns another"):
+        LatentAdversarial(form="adversarial", beta=0.0).check(learned)
 
 
 def test_factor_vae_resumed_from_a_checkpoint_ends_bit_identical(tmp_path) -> None:

@@ -13,6 +13,7 @@ from genray.config import Data, PictureKind
 from genray.data.images import load_images
 from genray.errors import ConfigError
 from genray.evaluation.latent import latents_of
+from genray.fitting import fit
 from genray.models.vae import MLPVAE
 from genray.objectives.elbo import ELBO
 from genray.objectives.rae import RAE
@@ -139,6 +140,17 @@ def test_traversal_rows_change_one_latent_each_by_three_deviations_the_greatest_
             expected = to_uint8(2 * module.decode(z[None], images.labels[place][None]).sigmoid() - 1)
             assert (row[column].int() - expected[0].int()).abs().max() <= 1
     assert not torch.equal(rows[0, 0], rows[0, 10])
+
+
+@pytest.mark.parametrize("distribution", ["mixture", "second-stage", "flows"])
+def test_traversals_of_a_fitted_model_are_those_of_the_model_before(distribution, tmp_path):
+    train, images = (load_images(Data(name="digits"), split) for split in ("train", "test"))
+    before = snapshots.save_vae(tmp_path / "vae", data_digest=train.digest)
+    fit(before, tmp_path / "fitted", train, distribution=distribution, num_steps=2)
+    first, second = (
+        pictures.draw_of("traversals", snapshot.load(path), images, 2, 4)[0] for path in (before, tmp_path / "fitted")
+    )
+    assert torch.equal(first, second)
 
 
 def test_traversals_of_a_regularised_autoencoder_begin_with_what_scatters_most(tmp_path):

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from genray.errors import ConfigError, ProtocolError
 from genray.evaluation.features import check_shape
+from genray.evaluation.likelihood import observations
 from genray.objectives.elbo import ACTIVE_VARIANCE
 from genray.objectives.rae import RAE
-from genray.sampling import latents, reconstruct, to_float
+from genray.sampling import latents, reconstruct
 from genray.snapshot import Snapshot
 from genray.streams import derive_seed
 
@@ -64,17 +65,18 @@ def latents_of(
 ) -> Tensor:
     """Latents (N, latent_dim) of images, uint8 (N, C, H, W), of labels (N,).
 
-    The draw of this number from each posterior; of a regularised autoencoder, which trains none, its mean.
+    The draw of this number from each posterior, of images as training has them, binarised anew if it does so; of a
+    regularised autoencoder, which trains no posterior, its mean.
     """
     module: Any = vae.module.eval()
-    noise = latents(len(images), int(module.latent_dim), derive_seed(seed, "fit/posterior", draw))
+    model: Any = vae.config.model
+    noise = latents(len(images), model.latent_dim, derive_seed(seed, "fit/posterior", draw))
     if not has_posterior(vae):
         noise = torch.zeros_like(noise)
     found = []
-    for start in range(0, len(images), batch_size):
-        part = slice(start, start + batch_size)
+    for part, observed in observations(vae, images, derive_seed(seed, "fit/images", draw), batch_size):
         own = labels[part] if module.num_labels else None
-        found.append(module(to_float(images[part]), noise[part], own).z)
+        found.append(module(2 * observed - 1, noise[part], own).z)
     return torch.cat(found)
 
 

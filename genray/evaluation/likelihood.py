@@ -18,6 +18,8 @@ from genray.streams import derive_seed, generator
 
 DRAWS_AT_ONCE = 8
 """Latents of an image that are decoded together, so that it is encoded once for all of them."""
+NOISE_AT_ONCE = 2**26
+"""Most numbers that latents are drawn from at a time, 256 MiB."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,15 @@ class Posteriors:
 
 
 @torch.no_grad()
-def bounds(vae: Snapshot, images: Tensor, seed: int, batch_size: int = 256, labels: Tensor | None = None) -> Bounds:
+def bounds(
+    vae: Snapshot,
+    images: Tensor,
+    seed: int,
+    batch_size: int = 256,
+    labels: Tensor | None = None,
+    *,
+    dequantize: bool = False,
+) -> Bounds:
     """The bound of every image with one draw of its latent.
 
     Likelihood and binarisation are those of the snapshot's objective: bounds of snapshots that
@@ -59,18 +69,24 @@ def bounds(vae: Snapshot, images: Tensor, seed: int, batch_size: int = 256, labe
         seed: of latents and binarisation, which do not depend on `batch_size`.
         batch_size: images per forward pass.
         labels: (N,) of the images; read if the VAE is conditional.
+        dequantize: spread each of 256 levels evenly over its share of [0, 1], so that a density on it bounds the
+            probability of the level (Theis et al. 2016, arXiv:1511.01844); the encoder sees the levels.
 
     Raises:
-        ConfigError: the snapshot was not trained as a VAE.
+        ConfigError: the snapshot was not trained as a VAE, or something else was fitted to its latents.
         ProtocolError: the images have another shape.
         DivergenceError: a bound is not finite.
     """
     objective, module = _opened(vae, images)
     noise = latents(len(images), int(module.latent_dim), derive_seed(seed, "elbo/posterior"))
+    within = generator(seed, "elbo/dequantize")
     recon_nll, kl = [], []
-    for part, observed in _observations(vae, objective, images, seed, batch_size):
+    for part, observed in observations(vae, images, seed, batch_size):
         found = module(2 * observed - 1, noise[part].to(observed.device), _labels(module, labels, part))
-        recon_nll.append(objective.nll(found.parameters.double(), observed.double()).cpu())
+        targets = observed.double()
+        if dequantize:
+            targets = (255 * targets + torch.rand(targets.shape, generator=within).to(targets)) / 256
+        recon_nll.append(objective.nll(found.parameters.double(), targets).cpu())
         exact = gaussian_kl(found.mu.double(), found.logvar.double()).sum(1)
         kl.append((exact if module.closed_kl else (found.log_q - found.log_p).double().squeeze(1)).cpu())
     taken = Bounds(torch.cat(recon_nll), torch.cat(kl))
@@ -83,10 +99,10 @@ def posteriors(
     vae: Snapshot, images: Tensor, seed: int, batch_size: int = 256, labels: Tensor | None = None
 ) -> Posteriors:
     """The posterior of every image; `seed` is of the binarisation, and arguments and errors are those of `bounds`."""
-    objective, module = _opened(vae, images)
+    _, module = _opened(vae, images)
     found = [
         module.encode(2 * observed - 1, _labels(module, labels, part))
-        for part, observed in _observations(vae, objective, images, seed, batch_size)
+        for part, observed in observations(vae, images, seed, batch_size)
     ]
     mu, logvar = (torch.cat([pair[i].double().cpu() for pair in found]) for i in (0, 1))
     _check_finite(vae, "posterior", (mu + logvar).sum(1))
@@ -118,9 +134,9 @@ def importance_nll(
     for first in range(0, num_draws, DRAWS_AT_ONCE):
         draws = range(first, min(first + DRAWS_AT_ONCE, num_draws))
         seeds = [derive_seed(seed, "nll/posterior", draw) for draw in draws]
-        noise = torch.stack([latents(len(images), int(module.latent_dim), one) for one in seeds], dim=1)
-        for part, observed in _observations(vae, objective, images, seed, max(1, batch_size // len(draws))):
-            found = module(2 * observed - 1, noise[part].to(observed.device), _labels(module, labels, part))
+        noises = _noises(seeds, len(images), int(module.latent_dim), per_pass := max(1, batch_size // len(draws)))
+        for (part, observed), noise in zip(observations(vae, images, seed, per_pass), noises, strict=True):
+            found = module(2 * observed - 1, noise.to(observed.device), _labels(module, labels, part))
             targets = observed.repeat_interleave(len(draws), 0).double()
             nll = objective.nll(found.parameters.double(), targets).view(-1, len(draws))
             weights = (found.log_p - found.log_q).double() - nll
@@ -130,31 +146,55 @@ def importance_nll(
     return result
 
 
+def _noises(seeds: list[int], num_images: int, dim: int, batch_size: int) -> Iterator[Tensor]:
+    """Normal numbers (B, len(seeds), dim) of one batch of images after the other; all at once where they are few."""
+    at_once = max(1, NOISE_AT_ONCE // (len(seeds) * dim))
+    held = torch.empty(0, len(seeds), dim)
+    for first in range(0, num_images, at_once):
+        num = min(at_once, num_images - first)
+        own = [derive_seed(seed, "nll/images", first) if first else seed for seed in seeds]
+        held = torch.cat([held, torch.stack([latents(num, dim, seed) for seed in own], dim=1)])
+        while len(held) >= batch_size:
+            yield held[:batch_size]
+            held = held[batch_size:]
+    if len(held):
+        yield held
+
+
 def bits_per_dim(nats: float, num_dims: int, likelihood: str) -> float:
     """Negative log likelihood of an image of `num_dims` numbers, in bits for each.
 
-    A bernoulli likelihood counts bits of black or white. A gaussian one is a density on [0, 1]:
-    256 levels a number make 8 bits more of it, so that it compares with models of discrete pixels.
+    A bernoulli likelihood counts bits of black or white. A gaussian one is a density on [0, 1]: 256 levels a number
+    make 8 bits more of it, so that it compares with models of discrete pixels if the levels were spread over [0, 1].
     """
     return nats / (num_dims * math.log(2)) + (8 if likelihood == "gaussian" else 0)
 
 
 def has_likelihood(model: Snapshot) -> bool:
-    """Whether the objective of the snapshot is a bound of the likelihood."""
-    return bound_of(model.config.objective) is not None
+    """Whether the objective of the snapshot is a bound of the likelihood of what it draws."""
+    return bound_of(model.config.objective) is not None and not _fitted(model)
+
+
+def _fitted(model: Snapshot) -> str:
+    return str(getattr(model.config.model, "fitted", ""))
 
 
 def objective_of(vae: Snapshot) -> ELBO:
     """The objective of a VAE's snapshot.
 
     Raises:
-        ConfigError: the snapshot was trained otherwise.
+        ConfigError: the snapshot was trained otherwise, or draws from something else than the prior of the bound.
     """
     objective = bound_of(vae.config.objective)
     if objective is None:
         raise ConfigError(
             f"snapshot of {vae.task!r} is a {vae.product}, which was not trained on a bound of the likelihood; "
             "elbo is scored of a VAE only"
+        )
+    if _fitted(vae):
+        raise ConfigError(
+            f"snapshot of {vae.task!r} draws from what was fitted to its latents (model.{_fitted(vae)}), and the bound "
+            "is of the prior before; score fid, or the likelihood of the model that it was fitted to"
         )
     return objective
 
@@ -165,16 +205,22 @@ def _opened(vae: Snapshot, images: Tensor) -> tuple[ELBO, Any]:
     return objective, vae.module.eval()
 
 
-def _observations(
-    vae: Snapshot, objective: ELBO, images: Tensor, seed: int, batch_size: int
-) -> Iterator[tuple[slice, Tensor]]:
-    """Places and pixels in [0, 1] (B, C, H, W), on the module's device, as the likelihood sees them; `seed` as ever."""
+def observations(vae: Snapshot, images: Tensor, seed: int, batch_size: int) -> Iterator[tuple[slice, Tensor]]:
+    """Places and pixels in [0, 1] (B, C, H, W), on the module's device, as training has them: binarised if it does so.
+
+    Args:
+        vae: snapshot of an autoencoder.
+        images: uint8 (N, C, H, W).
+        seed: of the binarisation, which does not depend on `batch_size`.
+        batch_size: images at a time.
+    """
+    objective = bound_of(vae.config.objective)
     source = generator(seed, "elbo/binarize")
     device = next(vae.module.parameters()).device
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)
         observed = (to_float(images[part]) + 1) / 2
-        if objective.likelihood == "bernoulli" and objective.binarize:
+        if objective is not None and objective.likelihood == "bernoulli" and objective.binarize:
             observed = (torch.rand(observed.shape, generator=source) < observed).float()
         yield part, observed.to(device)
 

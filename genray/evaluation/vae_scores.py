@@ -35,7 +35,8 @@ LIKELIHOOD = ("elbo", "recon_nll", "kl", "nll", "bits_per_dim", "active_units")
 def likelihood_scores(names: Sequence[str], model: Snapshot, reals: ImageSet, settings: Eval) -> dict[str, Score]:
     """The metrics `names` by name, each over the seeds of latents and binarisation.
 
-    `kl` has the divergence of every latent dimension beside it, `active_units` the variance of its mean.
+    `kl` has the divergence of every latent dimension beside it, where posterior and prior are normal, `active_units`
+    the variance of its mean.
 
     Raises:
         ProtocolError: too few images.
@@ -47,6 +48,11 @@ def likelihood_scores(names: Sequence[str], model: Snapshot, reals: ImageSet, se
     @cache
     def bound(seed: int) -> Bounds:
         return bounds(model, reals.images, seed, settings.batch_size, reals.labels)
+
+    def of_levels(seed: int) -> Bounds:
+        if objective.likelihood != "gaussian":
+            return bound(seed)
+        return bounds(model, reals.images, seed, settings.batch_size, reals.labels, dequantize=True)
 
     @cache
     def posterior(seed: int) -> Posteriors:
@@ -62,12 +68,13 @@ def likelihood_scores(names: Sequence[str], model: Snapshot, reals: ImageSet, se
         "elbo": lambda seed: float(bound(seed).elbo.mean()),
         "recon_nll": lambda seed: float(bound(seed).recon_nll.mean()),
         "kl": lambda seed: float(bound(seed).kl.mean()),
-        "bits_per_dim": lambda seed: bits_per_dim(-float(bound(seed).elbo.mean()), num_dims, objective.likelihood),
+        "bits_per_dim": lambda seed: bits_per_dim(-float(of_levels(seed).elbo.mean()), num_dims, objective.likelihood),
         "nll": nll,
         "active_units": lambda seed: active_units(posterior(seed).mu),
     }
+    module: Any = model.module
     details: dict[str, Callable[[], dict[str, Any]]] = {
-        "kl": lambda: {"per_dimension": posterior(settings.seed).kl.mean(0).tolist()},
+        "kl": lambda: {"per_dimension": posterior(settings.seed).kl.mean(0).tolist()} if module.closed_kl else {},
         "active_units": lambda: {"variance_per_dimension": mean_variance(posterior(settings.seed).mu).tolist()},
     }
     likelihood: dict[str, Any] = {"likelihood": objective.likelihood}
@@ -79,6 +86,8 @@ def likelihood_scores(names: Sequence[str], model: Snapshot, reals: ImageSet, se
         "nll": {"draws": settings.importance_samples},
         "active_units": {"least_variance": ACTIVE_VARIANCE},
     }
+    if objective.likelihood == "gaussian":
+        own["bits_per_dim"] = {"draws": 1, "levels": "spread evenly"}
     common = of_reals(reals, num_seeds=settings.num_seeds, seed=settings.seed)
     scores = {}
     for name in names:

@@ -27,11 +27,19 @@ def importance_bound(log_weights: Tensor) -> Tensor:
     return (torch.logsumexp(log_weights, dim=2) - math.log(log_weights.shape[2])).mean(dim=1)
 
 
+def doubly_reparametrised(log_weights: Tensor, beta: float) -> Tensor:
+    """Factors (B, M, K) of the gradient that comes back to each latent, for DReG where the KL counts `beta` times.
+
+    The score of log q, which counts as often, becomes a gradient of the latents by the same identity: of the gradient
+    by the path `beta` times the share of all other samples is taken away (Tucker et al. 2019, equations 6 and 8).
+    """
+    return 1 - beta + beta * log_weights.softmax(dim=2)
+
+
 def log_ratio_of_latents(z: Tensor, mu: Tensor, logvar: Tensor, num: int) -> Tensor:
     """Differences log p(z) - log q(z | x) of latents of N(mu, exp(logvar)), (B, num), constant in mu and logvar.
 
-    That is what DReG asks for, and that gradients of z are weighted once more by the share of its sample (Tucker et al.
-    2019, arXiv:1810.04152, equation 8).
+    That is what DReG asks for, and that gradients of z are scaled by `doubly_reparametrised`.
 
     Args:
         z: (B * num, dim), those of an image together.

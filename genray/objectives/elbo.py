@@ -13,7 +13,13 @@ from torch import Tensor
 
 from genray.objectives import likelihoods
 from genray.objectives.base import Batch, Networks, Phase
-from genray.objectives.bounds import combined_bound, importance_bound, log_ratio_of_latents, partial_bound
+from genray.objectives.bounds import (
+    combined_bound,
+    doubly_reparametrised,
+    importance_bound,
+    log_ratio_of_latents,
+    partial_bound,
+)
 from genray.objectives.matching import require_modules
 from genray.objectives.regularisers import (
     distance_to_capacity,
@@ -129,6 +135,12 @@ class ELBO:
                 f"objective.estimator='dreg' is for a normal prior and posterior, and model.{bent[0]}="
                 f"{getattr(model, bent[0])} makes others; set objective.estimator to pathwise"
             )
+        own = [name for name in ("num_pseudo_inputs", "blocks_per_level") if getattr(model, name, 0)]
+        if own and self.bound == "piwae":
+            raise ValueError(
+                f"objective.bound='piwae' tells encoder from decoder by their latents, and model.{own[0]}="
+                f"{getattr(model, own[0])} makes a prior that learns beside both; set objective.bound to iwae"
+            )
         charged = [name for name in ("free_bits", "total_correlation", "mmd") if getattr(self, name) > 0]
         if bent and charged:
             raise ValueError(
@@ -207,7 +219,8 @@ class ELBO:
             log_ratio = log_ratio_of_latents(found.z, found.mu, found.logvar, num)
         else:
             log_ratio = (found.log_p - found.log_q).float()
-        weighted = self.beta_at(batch.samples_seen) * log_ratio
+        beta = self.beta_at(batch.samples_seen)
+        weighted = beta * log_ratio
         log_weights = (log_likelihood + weighted).view(-1, self.num_groups, self.num_samples)
 
         def scale_gradient(factors: Tensor) -> None:
@@ -221,7 +234,7 @@ class ELBO:
         else:
             bound = importance_bound(log_weights)
             if self.estimator == "dreg":
-                scale_gradient(log_weights.detach().softmax(dim=2))
+                scale_gradient(doubly_reparametrised(log_weights.detach(), beta))
         recon_loss, kl = -log_likelihood.mean(), -log_ratio.mean()
         metrics = {"vae/recon_loss": recon_loss, "vae/kl": kl, "vae/elbo": -(recon_loss + kl)}
         return -bound.mean(), metrics

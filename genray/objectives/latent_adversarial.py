@@ -64,6 +64,12 @@ class LatentAdversarial:
         """Raises ValueError for a model of other modules, or one whose decoder says something else of the pixels."""
         require_modules("latent-adversarial", ("vae", "discriminator"), model, judges="latents")
         likelihoods.check_output(self.likelihood, model)
+        learned = getattr(model, "num_pseudo_inputs", 0)
+        if learned and self.form == "adversarial":
+            raise ValueError(
+                f"objective.form='adversarial' draws latents to a normal prior, and model.num_pseudo_inputs={learned} "
+                "learns another, which nothing would train; set model.num_pseudo_inputs to 0"
+            )
 
     def prepare(self, networks: Networks, batch: Batch) -> tuple[Any, Tensor]:
         """What the autoencoder gives of the batch, with its graph, and the observations (B, C, H, W) in [0, 1]."""

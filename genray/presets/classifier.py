@@ -77,7 +77,7 @@ def folder_resnet50() -> Config:
 
     Hardware: one GPU
     Time: not measured
-    Score: not measured
+    Score: that of your data
     """
     return Config(
         run=Run(name="folder-resnet50"),

@@ -68,7 +68,7 @@ def cifar10_dcgan() -> Config:
 
     Hardware: one GPU, or 2 CPU cores and patience
     Time: not measured
-    Score: not measured
+    Score: not measured; published: FID 29 without labels (Inception features)
     """
     return Config(
         run=Run(name="cifar10-dcgan"),
@@ -173,7 +173,7 @@ def cifar10_sngan() -> Config:
 
     Hardware: one GPU
     Time: not measured
-    Score: not measured
+    Score: not measured; published: FID 10.8 (Inception features)
     """
     return Config(
         run=Run(name="cifar10-sngan"),
@@ -190,7 +190,7 @@ def cifar10_biggan() -> Config:
 
     Hardware: one GPU
     Time: not measured
-    Score: not measured
+    Score: not measured; published: FID 4.2 (Inception features), of a wider network
     """
     return Config(
         run=Run(name="cifar10-biggan"),
@@ -209,7 +209,7 @@ def cifar10_r3gan() -> Config:
 
     Hardware: one GPU
     Time: not measured
-    Score: not measured
+    Score: not measured; published: FID 1.96 (Inception features), of a wider network
     """
     ends = ("optim.lr=5e-5", "objective.gamma=0.005", "optim.betas.1=0.99", "objective.augment_probability=0.55")
     return Config(
@@ -234,7 +234,7 @@ def cifar10_stylegan2() -> Config:
 
     Hardware: one GPU
     Time: not measured
-    Score: not measured
+    Score: not measured; published: FID 2.4 (Inception features)
     """
     return Config(
         run=Run(name="cifar10-stylegan2"),
