@@ -90,8 +90,23 @@ def check_ends(config: "Config") -> None:
             moved = _moved(section, name, end)
             if name.startswith("objective."):
                 moved.check(config.model)
+                _check_begun(section, moved, name, start)
         except (ConfigError, ValueError) as error:
             raise ConfigError(f"anneal.to {name}={end!r}: {error}") from error
+
+
+def _check_begun(section: Any, moved: Any, name: str, start: float) -> None:
+    """Raises ValueError where `moved` has a part of a phase, or a state, that the run does not begin with."""
+    before, after = (
+        {(phase.module, part) for phase in each.phases for part in phase.parts}
+        | set(each.state() if hasattr(each, "state") else ())
+        for each in (section, moved)
+    )
+    if after - before:
+        raise ValueError(
+            f"{name}={start!r} leaves out what it weighs, which a run has from its first step or never; begin above 0, "
+            f"e.g. --{name.replace('_', '-')} 1e-6"
+        )
 
 
 def _start(config: "Config", name: str) -> float:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +14,11 @@ import tyro
 from numpy.typing import NDArray
 
 from genray import pictures, sampling, snapshot
+from genray.checkpoint import SNAPSHOTS
 from genray.data.images import load_images
-from genray.paths import base_directory
+from genray.errors import ConfigError, StorageError
+from genray.manifest import written_whole
+from genray.paths import base_directory, is_path
 
 NUM, ROWS = {"grid": 64, "reconstructions": 32}, 8
 
@@ -23,7 +28,7 @@ class Sample:
     """Draws images from a model and writes them as one picture."""
 
     model: tyro.conf.Positional[str]
-    """NAME@ALIAS, NAME/VERSION, or a snapshot folder; the folder of a run for a time-lapse."""
+    """NAME@ALIAS, NAME/VERSION, or a snapshot folder; or the folder of a run for its time-lapse."""
     kind: Literal[
         "grid",
         "interpolation",
@@ -48,7 +53,7 @@ class Sample:
     truncation: float = 1.0
     """Factor on the latents, or on the styles around their mean; below 1 trades diversity for quality."""
     out: Path | None = None
-    """PNG file, or GIF for a time-lapse. None: KIND.png or time-lapse.gif."""
+    """Name of a PNG file, or of a GIF for a time-lapse. None: KIND.png or time-lapse.gif."""
     root: str | None = None
     """Folder of the data set's files, for kinds that need images. None: where the run had them, or $GENRAY_DATA."""
     extractor: str | None = None
@@ -60,14 +65,35 @@ class Sample:
 def sample(args: Sequence[str]) -> int:
     """Draws images from a model and writes a grid or another picture of them."""
     asked = tyro.cli(Sample, args=args, prog="genray sample")
-    out = asked.out or Path("time-lapse.gif" if asked.kind == "time-lapse" else f"{asked.kind}.png")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if asked.kind == "time-lapse":
-        pictures.time_lapse(Path(asked.model), out)
-    else:
-        sampling.save_png(out, _picture(asked))
+    suffix = ".gif" if asked.kind == "time-lapse" else ".png"
+    out = asked.out or Path(f"{asked.kind}{suffix}")
+    if out.suffix.lower() != suffix or out.is_dir():
+        raise ConfigError(f"--out={out} must be the name of a file that ends in {suffix}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if asked.kind == "time-lapse":
+            _film(asked, out)
+        else:
+            sampling.save_png(out, _picture(asked))
+    except OSError as error:
+        raise StorageError(f"{out} cannot be written: {error}") from error
     print(out)  # noqa: T201
     return 0
+
+
+def _film(asked: Sample, out: Path) -> None:
+    """The time-lapse of the run that a model is of: of its folder, or as MLflow has it."""
+    from genray import mlflow_registry, mlflow_tracking
+
+    run = Path(asked.model).expanduser()
+    if is_path(asked.model):
+        of_snapshot = run.parent.parent if run.parent.name == SNAPSHOTS else run
+        pictures.time_lapse(of_snapshot, out)
+        return
+    uri = mlflow_tracking.resolve_uri(asked.uri, base_directory())
+    version = mlflow_registry.resolve(uri, asked.model)
+    with tempfile.TemporaryDirectory() as folder, written_whole(out) as beside:
+        shutil.copy(mlflow_tracking.bring(uri, str(version.run_id), pictures.FILM, Path(folder)), beside)
 
 
 def _picture(asked: Sample) -> NDArray[np.uint8]:

@@ -147,6 +147,9 @@ class Train:
     """Compile all networks (torch.compile), except where gradients are penalised: minutes at first, for a GPU."""
     ema_half_life: float = 10_000
     """Images after which a weight's share in the EMA has halved; 0: no averaging."""
+    ema_ramp: float | None = 0.05
+    """That is at most this share of the images seen so far, so that a short run's EMA is not of its first weights.
+    None: no such limit, for a half-life with a schedule of its own."""
     max_skipped: int = 20
     """Updates of one phase skipped in a row for non-finite gradients before the run aborts."""
 
@@ -154,7 +157,7 @@ class Train:
         check_at_least(
             "train", self, 1, "num_steps", "global_batch_size", "checkpoint_every", "keep", "log_every", "max_skipped"
         )
-        check_at_least("train", self, 0, "seed", "sample_every", "ema_half_life")
+        check_at_least("train", self, 0, "seed", "sample_every", "ema_half_life", "ema_ramp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,7 +309,14 @@ class Config:
                 f"train.global_batch_size={batch} does not divide by {wrong[0]} workers, and cluster.min_workers="
                 f"{sizes[0]} allows for them; use a multiple of {math.lcm(*sizes)}, or raise cluster.min_workers"
             )
-        per_rank_batch_size(batch, sizes[-1])
+        shares = [per_rank_batch_size(batch, size) for size in sizes]
+        group = getattr(self.model, "deviation_group", 1)
+        if rest := [share for share in shares if share % group]:
+            raise ConfigError(
+                f"train.global_batch_size={batch} gives a worker {rest[0]} images, no whole groups of "
+                f"model.deviation_group={group}, of which the discriminator sees how much they vary; use a multiple of "
+                f"{group * math.lcm(*sizes)}, or --model.deviation-group 1"
+            )
 
     @property
     def task(self) -> str:

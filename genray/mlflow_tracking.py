@@ -12,7 +12,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -22,11 +22,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from genray.errors import TrackingError
+from genray.errors import RegistryError, TrackingError
 from genray.mlflow_store import connect, database, redact, reporting, resolve_uri
 from genray.storage import RunFolder
 
-__all__ = ["NOTE", "TrainingData", "end_run", "provenance_tags", "resolve_uri", "run_of", "start_run"]
+__all__ = ["NOTE", "TrainingData", "bring", "end_run", "provenance_tags", "resolve_uri", "run_of", "start_run"]
 
 NOTE = "mlflow.json"
 COMMIT_VARIABLE = "GENRAY_GIT_COMMIT"
@@ -110,15 +110,32 @@ def end_run(
     run_id: str,
     status: Literal["FINISHED", "FAILED", "KILLED"],
     tags: Mapping[str, str] = MappingProxyType({}),
+    files: Iterable[Path] = (),
 ) -> None:
-    """Closes the run with its last `tags`.
+    """Closes the run with its last `tags` and `files`.
 
     FINISHED as planned, or by a health rule; FAILED by an error; KILLED by a signal or by somebody.
     """
     with reporting(uri):
         client = connect(uri)
         set_tags(client, run_id, tags)
+        for path in files:
+            client.log_artifact(run_id, str(path))
         client.set_terminated(run_id, status)
+
+
+def bring(uri: str, run_id: str, name: str, to: Path) -> Path:
+    """The file `name` of a run, in the folder `to`.
+
+    Raises:
+        RegistryError: the run has no such file.
+        TrackingError: the server does not answer.
+    """
+    client = connect(uri)
+    with reporting(uri):
+        if name not in {file.path for file in client.list_artifacts(run_id)}:
+            raise RegistryError(f"MLflow run {run_id} has no {name}; a run with train.sample_every has one at its end")
+        return Path(client.download_artifacts(run_id, name, str(to)))
 
 
 def provenance_tags() -> dict[str, str]:

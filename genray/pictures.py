@@ -45,6 +45,8 @@ TRUNCATIONS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 """Columns of a truncation sweep."""
 FRAME_MS = 400
 """Milliseconds that a time-lapse shows a grid; its last one four times as long."""
+FILM = "time-lapse.gif"
+"""A time-lapse among the files of a run in MLflow."""
 GRIDS = "journal/train/samples/fixed_z"
 """Where a run keeps the grids of its fixed latents, by step."""
 

@@ -2,8 +2,9 @@
 
 import json
 import logging
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from genray import (
     mlflow_sources,
     mlflow_store,
     mlflow_tracking,
+    pictures,
     ray_train,
 )
 from genray.checkpoint import EXTRACTOR, SNAPSHOTS, FolderStore, step_of
@@ -23,7 +25,7 @@ from genray.config import Config
 from genray.data.images import ImageSet, load_images
 from genray.data.leaks import describe, heed_leak
 from genray.data.mix import training_images
-from genray.errors import GenrayError, ProtocolError, RegistryError, TrackingError
+from genray.errors import ConfigError, GenrayError, ProtocolError, RegistryError, TrackingError
 from genray.estimate import memory_mb, num_parameters
 from genray.evaluation.protocol import Score
 from genray.health import late_finding
@@ -116,16 +118,26 @@ def run(config: Config) -> Report:
     finally:
         ray_train.disconnect()
         delivery = drain.finish(DELIVERY_TIMEOUT_S)
-        end_tracking(uri, run_id, status, tags)
+        with tempfile.TemporaryDirectory() as place:
+            end_tracking(uri, run_id, status, tags, _film(followed.local, Path(place)))
     report = Report(outcome, run_id, delivery, best[1] if best else [], version, verdict)
     _print(config, uri, report)
     return report
 
 
-def end_tracking(uri: str, run_id: str, status: Status, tags: Mapping[str, str]) -> None:
+def _film(run: Path, place: Path) -> list[Path]:
+    """The time-lapse of the grids of a run, made in the folder `place`; none where it has no grids."""
+    try:
+        pictures.time_lapse(run, place / pictures.FILM)
+    except (ConfigError, OSError):
+        return []
+    return [place / pictures.FILM]
+
+
+def end_tracking(uri: str, run_id: str, status: Status, tags: Mapping[str, str], files: Iterable[Path] = ()) -> None:
     """Says in MLflow how the run ended; a server that is away is only reported."""
     try:
-        mlflow_tracking.end_run(uri, run_id, status, tags)
+        mlflow_tracking.end_run(uri, run_id, status, tags, files)
     except TrackingError as error:
         logger.warning("MLflow was not told that the run is %s: %s", status, error)
 

@@ -213,6 +213,6 @@ def labels_for(num: int, num_labels: int, label: int | None, classes: tuple[str,
 
 
 def check_range(name: str, value: float, least: float) -> None:
-    """Raises ConfigError where the argument `name` is below `least`."""
-    if not value >= least:
-        raise ConfigError(f"{name}={value!r} must be at least {least}")
+    """Raises ConfigError where the argument `name` is below `least`, or larger than 64 bits have it."""
+    if not least <= value < 2**63:
+        raise ConfigError(f"{name}={value!r} must be at least {least}" + (" and below 2**63" if value > least else ""))

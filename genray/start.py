@@ -44,7 +44,10 @@ def build_networks(config: Config, images: ImageSet, folder: RunFolder) -> dict[
             f"model.{fitted}={getattr(config.model, fitted)} is fitted to latents after training, by genray fit; "
             "set it to 0"
         )
-    built: dict[str, nn.Module] = config.model.build(config.data.image_shape, len(images.classes))
+    try:
+        built: dict[str, nn.Module] = config.model.build(config.data.image_shape, len(images.classes))
+    except ValueError as error:  # of classes, which no config knows
+        raise ConfigError(str(error)) from error
     if isinstance(config.objective, Stateful):
         built |= config.objective.state()
     for module in built.values():

@@ -108,7 +108,7 @@ class Trainer:
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
         bare = {name: module.to(world.device, memory_format=layout) for name, module in built.items()}  # type: ignore[call-overload]
         self.product: nn.Module = bare[objective.product]
-        self.ema = EMA(self.product, train.ema_half_life)
+        self.ema = EMA(self.product, train.ema_half_life, train.ema_ramp)
         if train.compile:
             compile_all(bare.values())
         frozen = {name: module.to(world.device) for name, module in build_frozen(config, folder).items()}

@@ -11,9 +11,11 @@ from genray import checkpoint
 from genray.anneal import Anneal, annealed
 from genray.config import Config, differences
 from genray.distributed import World
+from genray.ema import EMA
 from genray.errors import ConfigError
 from genray.models.vae import MLPVAE
 from genray.objectives.elbo import ELBO
+from genray.presets import preset
 from genray.storage import RunFolder
 from genray.tracking import NullTracker
 from genray.trainer import Trainer
@@ -80,6 +82,33 @@ def test_anneal_refuses_an_end_that_the_model_would_not_take():
         objective=replace(base.objective, gamma=0.0),
     )
     assert message.startswith("anneal.to objective.gamma=1.0: objective.gamma=1.0 penalises a gradient per sample")
+
+
+@pytest.mark.parametrize("name", ["lecam", "gradient_penalty"])
+def test_anneal_refuses_a_start_at_which_the_run_has_no_place_for_what_is_weighed(name):
+    assert refused(f"objective.{name}=2") == (
+        f"anneal.to objective.{name}=2.0: objective.{name}=0.0 leaves out what it weighs, which a run has from its "
+        f"first step or never; begin above 0, e.g. --objective.{name.replace('_', '-')} 1e-6"
+    )
+
+
+@pytest.mark.parametrize("name", ["lecam", "gradient_penalty", "consistency"])
+def test_run_whose_weight_goes_to_zero_trains_to_its_end(name, tmp_path, digits):
+    base = tiny_config()
+    anneal = Anneal(to=(f"objective.{name}=0",), samples=32, shape="linear")
+    config = replace(base, objective=replace(base.objective, **{name: 1.0}), anneal=anneal)
+    folder, world = RunFolder.open(str(tmp_path), "tiny"), World(0, 1, torch.device("cpu"))
+    trainer = Trainer(config, digits, folder, store=checkpoint.NullStore(), tracker=NullTracker(), world=world)
+    while not trainer.finished:
+        trainer.update()
+    assert trainer.step == 8 and all(state.skipped == 0 for state in trainer.phases)
+
+
+def test_schedule_of_r3gan_reaches_its_half_life_of_the_ema():
+    config = preset("cifar10-r3gan")
+    now = annealed(config, 20_000_000)
+    average = EMA(torch.nn.Linear(1, 1), now.train.ema_half_life, config.train.ema_ramp)
+    assert average.decay(512, samples_seen=20_000_000) == pytest.approx(0.5 ** (512 / 5e6))
 
 
 def test_anneal_refuses_a_field_without_a_start():

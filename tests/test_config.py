@@ -10,6 +10,7 @@ from conftest import tiny_config
 from genray.config import Cluster, Config, Data, Optim, Run, Tracking, Train, differences
 from genray.errors import ConfigError
 from genray.models.dcgan import DCGAN
+from genray.models.stylegan2 import StyleGAN2
 from genray.models.vae import MLPVAE
 from genray.objectives.elbo import ELBO
 from genray.objectives.gan import GAN
@@ -52,6 +53,18 @@ def test_number_that_is_not_finite_is_refused_in_any_section():
         "objective.beta=inf must be finite, and so must all numbers of a config"
     )
     assert refused(lambda: tiny_config(optim=Optim(lr=math.inf))).startswith("optim.lr=inf must be finite")
+
+
+def test_batch_that_is_no_whole_groups_of_a_stylegan_is_refused():
+    def made(workers):
+        train, cluster = Train(num_steps=8, global_batch_size=24), Cluster(num_workers=workers)
+        return tiny_config(model=StyleGAN2(width=8), data=Data(name="digits"), train=train, cluster=cluster)
+
+    assert made(2).train.global_batch_size == 24
+    assert refused(lambda: made(4)) == (
+        "train.global_batch_size=24 gives a worker 6 images, no whole groups of model.deviation_group=4, of which the "
+        "discriminator sees how much they vary; use a multiple of 16, or --model.deviation-group 1"
+    )
 
 
 def test_discrepancy_of_one_image_is_refused():

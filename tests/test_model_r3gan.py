@@ -70,6 +70,15 @@ def test_r3gan_has_no_normalisation_and_no_buffer_that_training_moves() -> None:
     assert [k for n in networks.values() for k in n.state_dict() if k not in dict(n.named_parameters())] == []
 
 
+def test_r3gan_refuses_groups_that_do_not_divide_the_channels_of_every_level() -> None:
+    with pytest.raises(ValueError) as caught:
+        R3GAN(width=8, group_width=12).check((1, 32, 32))
+    assert str(caught.value) == (
+        "model.group_width=12 does not divide the 16 channels of a level; set it to 8, or model.width to a multiple "
+        "of it"
+    )
+
+
 def test_r3gan_refuses_a_width_that_its_groups_do_not_divide() -> None:
     with pytest.raises(ValueError, match=r"model\.width=24 must be a multiple of model\.group_width=16"):
         R3GAN(width=24)

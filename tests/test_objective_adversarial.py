@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genray.models.dcgan import DCGAN
-from genray.objectives.augmentation import translate
+from genray.objectives.augmentation import NUM_DRAWS, augment, translate
 from genray.objectives.gan import GAN
 from genray.objectives.penalties import LogitMeans, interpolates, unit_gradient_penalty
 
@@ -101,10 +101,10 @@ def test_unit_gradient_penalty_of_a_flat_discriminator_has_finite_gradients() ->
 def test_gradient_penalty_is_taken_at_points_between_real_and_fake_that_the_step_draws() -> None:
     batch, networks = make_batch(), make_networks(discriminator=HalfSquare())
     fakes = torch.zeros(4, 1, 8, 8)
-    loss, _ = GAN(gradient_penalty=10.0).loss("discriminator", "interpolates", networks, batch, fakes)
+    loss, _ = GAN(gradient_penalty=3.0).loss("discriminator", "interpolates", networks, batch, fakes)
     shares = batch.draws.uniform("interpolates", 1, 1, 1)
     lengths = ((1 - shares) * batch.images).flatten(1).norm(dim=1)
-    torch.testing.assert_close(loss, 10 * (lengths - 1).square().mean())
+    torch.testing.assert_close(loss, 3 * (lengths - 1).square().mean())
 
 
 def test_interpolates_with_share_zero_are_reals_and_with_one_fakes() -> None:
@@ -166,6 +166,64 @@ def test_consistency_is_the_squared_change_of_logits_of_images_that_move(form: A
         changes = [(discriminator(x) - discriminator(translate(x, draws))).square().mean() for x in sides]
         torch.testing.assert_close(loss - plain, 10 * sum(changes), atol=1e-5, rtol=1e-5)
         assert sum(changes) > 0
+
+
+@pytest.mark.parametrize("side", ["reals", "fakes"])
+def test_consistency_is_asked_of_the_side_that_was_named_and_no_other(side: Any) -> None:
+    batch, networks = make_batch(), make_networks(discriminator=Linear(64))
+    fakes = batch.images.flip(0) * 0.5
+    objective = GAN(form="relativistic", consistency=10.0, consistent=side)
+    loss, metrics = objective.loss("discriminator", "pairs", networks, batch, fakes)
+    plain, _ = GAN(form="relativistic").loss("discriminator", "pairs", networks, batch, fakes)
+    assert {key for key in metrics if "consistency" in key} == {f"discriminator/consistency_{side}"}
+    torch.testing.assert_close(loss - plain, 10 * metrics[f"discriminator/consistency_{side}"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["hinge", "relativistic"])
+def test_gradients_are_penalised_at_the_samples_before_their_augmentation(form: Any) -> None:
+    objective = GAN(form=form, gamma=1.0, penalised="both", augment=("color", "cutout"))
+    batch, networks = make_batch(), make_networks()
+    fakes, discriminator = batch.images.flip(0) * 0.5, networks.bare["discriminator"]
+    found = run_phase(objective, "discriminator", networks, batch, fakes)
+    for side, name, images in (("reals", "r1", batch.images), ("fakes", "r2", fakes)):
+        draws = batch.draws.uniform(f"augment/{side}", NUM_DRAWS)
+        samples = images.clone().requires_grad_()
+        (slopes,) = torch.autograd.grad(discriminator(augment(samples, draws, objective.augment, 1.0)).sum(), samples)
+        expected = slopes.square().flatten(1).sum(dim=1).mean()
+        torch.testing.assert_close(found[f"discriminator/{name}"], expected, atol=1e-6, rtol=1e-4)
+        shown = augment(images, draws, objective.augment, 1.0).requires_grad_()
+        (others,) = torch.autograd.grad(discriminator(shown).sum(), shown)
+        assert (others.square().flatten(1).sum(dim=1).mean() / expected - 1).abs() > 0.05
+
+
+class Recording(nn.Module):
+    """A discriminator that keeps what it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: list[Tensor] = []
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        self.shown.append(images.detach().clone())
+        return self.scale * images.flatten(1).sum(dim=1)
+
+
+def test_discriminator_is_shown_reals_and_fakes_augmented_by_draws_of_their_own_in_both_phases() -> None:
+    objective = GAN(form="relativistic", augment=("color", "translation"))
+    batch, networks = make_batch(), make_networks(discriminator=Recording())
+    fakes = objective.prepare(networks, batch)
+    objective.loss("discriminator", "pairs", networks, batch, fakes)
+    objective.loss("generator", "fakes", networks, batch, fakes)
+    streams = [("reals", batch.images), ("fakes", fakes), ("generator", fakes), ("generator/reals", batch.images)]
+    reals, others, of_generator, beside = (
+        augment(images.detach(), batch.draws.uniform(f"augment/{stream}", NUM_DRAWS), objective.augment, 1.0)
+        for stream, images in streams
+    )
+    shown: Any = networks.bare["discriminator"]
+    for found, expected in zip(shown.shown, (torch.cat([reals, others]), of_generator, beside), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert not torch.equal(reals, beside) and not torch.equal(others, of_generator)
 
 
 def test_lecam_is_the_squared_distance_from_the_mean_of_the_other_side() -> None:

@@ -103,6 +103,14 @@ def test_adaptive_probability_rises_above_the_target_falls_below_it_and_stays_in
     assert adaptive.probability.item() == pytest.approx(0.8)
 
 
+def test_adaptive_probability_counts_signs_and_not_sizes_of_logits() -> None:
+    adaptive = AdaptiveProbability()
+    adaptive.update(torch.tensor([0.1, 0.1, 0.1, -9.0]), 0.4, 0.25)  # three of four above zero
+    assert adaptive.probability.item() == 0.25
+    adaptive.update(torch.tensor([-0.1, -0.1, -0.1, 9.0]), 0.4, 0.25)
+    assert adaptive.probability.item() == 0.0
+
+
 def test_adaptive_probability_goes_from_zero_to_one_half_in_half_of_its_images() -> None:
     class Sure(torch.nn.Module):
         def forward(self, images: Tensor, labels: Any = None) -> Tensor:

@@ -296,6 +296,16 @@ def test_gan_accepts_a_gradient_penalty_without_batch_norm() -> None:
         ({"gradient_penalty": -1.0}, "objective.gradient_penalty=-1.0 must be at least 0"),
         ({"augment_probability": 1.5}, "objective.augment_probability=1.5 must lie in [0, 1]"),
         (
+            {"augment_probability": 0.5},
+            "objective.augment_probability=0.5, and objective.augment names no operations; set it to 1, or "
+            "--objective.augment color translation",
+        ),
+        (
+            {"augment_probability": 0.5, "augment": ("color",), "augment_target": 0.6},
+            "objective.augment_probability=0.5, and objective.augment_target chooses it; set it to 1, or "
+            "--objective.augment-target None",
+        ),
+        (
             {"augment_target": 0.6},
             "objective.augment_target=0.6 steers operations, and objective.augment names none; "
             "set --objective.augment color translation cutout",

@@ -46,6 +46,13 @@ def test_ema_follows_faster_while_few_images_were_seen():
     assert average.decay(64, samples_seen=10**9) == pytest.approx(0.5 ** (64 / 1000))
 
 
+def test_ema_without_a_ramp_has_its_half_life_from_the_first_image():
+    average = EMA(nn.Linear(2, 2), half_life=1000, ramp=None)
+    assert average.decay(64, samples_seen=64) == pytest.approx(0.5 ** (64 / 1000))
+    average.half_life = 0.0
+    assert average.decay(64, samples_seen=64) == 0.0
+
+
 def test_ema_copies_buffers():
     source = nn.BatchNorm1d(2)
     average = EMA(source, half_life=10)

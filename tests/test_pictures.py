@@ -237,6 +237,27 @@ def test_time_lapse_of_a_run_without_grids_is_refused(tmp_path):
         pictures.time_lapse(tmp_path, tmp_path / "x.gif")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "{0}"], "--out={0} must be the name of a file that ends in .png"),
+        (["--out", "{0}/x.gif"], "--out={0}/x.gif must be the name of a file that ends in .png"),
+        (
+            ["--kind", "time-lapse", "--out", "{0}/x.mp4"],
+            "--out={0}/x.mp4 must be the name of a file that ends in .gif",
+        ),
+        (["--out", "{0}/file/x.png"], "{0}/file/x.png cannot be written: "),
+        (["--out", "{0}/x.png", "--seed", str(2**64)], f"seed={2**64} must be at least 0 and below 2**63"),
+        (["--out", "{0}/x.png", "--truncation", "inf"], "truncation=inf must be at least 0 and below 2**63"),
+    ],
+)
+def test_picture_that_cannot_be_made_is_refused_in_one_line(words, message, tmp_path, capsys):
+    directory = snapshots.save_generator(tmp_path / "generator")
+    (tmp_path / "file").touch()
+    assert cli.main(["sample", str(directory), *(word.format(tmp_path) for word in words)]) == 1
+    assert capsys.readouterr().err.strip().startswith(f"error: {message.format(tmp_path)}")
+
+
 def test_sample_writes_the_picture_that_was_asked_for(tmp_path):
     directory = snapshots.save_stylegan2(tmp_path / "styled")
     out = tmp_path / "mixed.png"

@@ -16,8 +16,9 @@ from conftest import tiny_config
 from evaluation_snapshots import save_classifier, save_generator, save_vae
 from image_folders import folder_data, make_folder
 from mlflow import MlflowClient
+from PIL import Image
 
-from genray import mlflow_champion, mlflow_registry, ray_generate, ray_job, snapshot
+from genray import cli, mlflow_champion, mlflow_registry, ray_generate, ray_job, snapshot
 from genray.config import Cluster, Config, Data, Run, Tracking, Train
 from genray.data.generated import request_for
 from genray.data.images import load_images
@@ -239,6 +240,28 @@ def test_mlflow_run_says_what_was_trained_from_what(finished):
     assert run.inputs.dataset_inputs[0].dataset.name == "digits"
     artifacts = {f.path for f in MlflowClient(config.tracking.uri).list_artifacts(report.run_id)}
     assert {"config.json", "images"} <= artifacts
+
+
+def test_time_lapse_of_a_job_is_that_of_its_folder_of_its_snapshots_and_of_its_registered_model(finished, tmp_path):
+    storage, config, _ = finished
+    snapshots = sorted((storage / "tiny" / "snapshots").iterdir())
+    films = []
+    for number, model in enumerate((storage / "tiny", snapshots[-1], "digits-generator/1")):
+        out = tmp_path / f"{number}.gif"
+        words = ["sample", str(model), "--kind", "time-lapse", "--out", str(out), "--uri", config.tracking.uri]
+        assert cli.main(words) == 0
+        films.append(out.read_bytes())
+    assert films[0] == films[1] == films[2]
+    with Image.open(tmp_path / "2.gif") as film:
+        assert film.n_frames == 2  # of steps 4 and 8
+
+
+def test_registered_model_of_a_run_without_grids_has_no_time_lapse(finished, capsys, tmp_path):
+    _, config, _ = finished
+    words = ["sample", "digits-classifier/1", "--kind", "time-lapse", "--out", str(tmp_path / "x.gif")]
+    assert cli.main([*words, "--uri", config.tracking.uri]) == 1
+    assert "has no time-lapse.gif" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_finished_job_run_again_trains_nothing_and_registers_nothing_new(finished):

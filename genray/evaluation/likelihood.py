@@ -81,7 +81,7 @@ def bounds(
     noise = latents(len(images), int(module.latent_dim), derive_seed(seed, "elbo/posterior"))
     within = generator(seed, "elbo/dequantize")
     recon_nll, kl = [], []
-    for part, observed in observations(vae, images, seed, batch_size):
+    for part, observed in _observations(vae, objective, images, seed, batch_size):
         found = module(2 * observed - 1, noise[part].to(observed.device), _labels(module, labels, part))
         targets = observed.double()
         if dequantize:
@@ -99,10 +99,10 @@ def posteriors(
     vae: Snapshot, images: Tensor, seed: int, batch_size: int = 256, labels: Tensor | None = None
 ) -> Posteriors:
     """The posterior of every image; `seed` is of the binarisation, and arguments and errors are those of `bounds`."""
-    _, module = _opened(vae, images)
+    objective, module = _opened(vae, images)
     found = [
         module.encode(2 * observed - 1, _labels(module, labels, part))
-        for part, observed in observations(vae, images, seed, batch_size)
+        for part, observed in _observations(vae, objective, images, seed, batch_size)
     ]
     mu, logvar = (torch.cat([pair[i].double().cpu() for pair in found]) for i in (0, 1))
     _check_finite(vae, "posterior", (mu + logvar).sum(1))
@@ -135,7 +135,7 @@ def importance_nll(
         draws = range(first, min(first + DRAWS_AT_ONCE, num_draws))
         seeds = [derive_seed(seed, "nll/posterior", draw) for draw in draws]
         noises = _noises(seeds, len(images), int(module.latent_dim), per_pass := max(1, batch_size // len(draws)))
-        for (part, observed), noise in zip(observations(vae, images, seed, per_pass), noises, strict=True):
+        for (part, observed), noise in zip(_observations(vae, objective, images, seed, per_pass), noises, strict=True):
             found = module(2 * observed - 1, noise.to(observed.device), _labels(module, labels, part))
             targets = observed.repeat_interleave(len(draws), 0).double()
             nll = objective.nll(found.parameters.double(), targets).view(-1, len(draws))
@@ -205,22 +205,16 @@ def _opened(vae: Snapshot, images: Tensor) -> tuple[ELBO, Any]:
     return objective, vae.module.eval()
 
 
-def observations(vae: Snapshot, images: Tensor, seed: int, batch_size: int) -> Iterator[tuple[slice, Tensor]]:
-    """Places and pixels in [0, 1] (B, C, H, W), on the module's device, as training has them: binarised if it does so.
-
-    Args:
-        vae: snapshot of an autoencoder.
-        images: uint8 (N, C, H, W).
-        seed: of the binarisation, which does not depend on `batch_size`.
-        batch_size: images at a time.
-    """
-    objective = bound_of(vae.config.objective)
+def _observations(
+    vae: Snapshot, objective: ELBO, images: Tensor, seed: int, batch_size: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Places and pixels in [0, 1] (B, C, H, W), on the module's device, as the likelihood sees them; `seed` as ever."""
     source = generator(seed, "elbo/binarize")
     device = next(vae.module.parameters()).device
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)
         observed = (to_float(images[part]) + 1) / 2
-        if objective is not None and objective.likelihood == "bernoulli" and objective.binarize:
+        if objective.likelihood == "bernoulli" and objective.binarize:
             observed = (torch.rand(observed.shape, generator=source) < observed).float()
         yield part, observed.to(device)
 

@@ -40,7 +40,7 @@ class R3GAN:
     expansion: int = 2
     """Channels inside of a block, as a multiple of those of its level."""
     group_width: int = 16
-    """Channels of a level to one group of its 3 x 3 convolutions; 32 in the paper."""
+    """Channels of a level to one group of its 3 x 3 convolutions; 8 in the paper's network for CIFAR-10."""
     conditional: bool = False
     """Give class labels to both networks; needs two classes or more."""
 
@@ -53,8 +53,15 @@ class R3GAN:
                 )
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
-        """Raises ValueError, with the cure, when images of (C, H, W) cannot be made by doubling a base."""
-        levels("r3gan", image_shape, self.width, self.max_width)
+        """Raises ValueError, with the cure, when images of (C, H, W) cannot be made by doubling a base, or when the
+        channels of a level cannot be grouped.
+        """
+        for width in levels("r3gan", image_shape, self.width, self.max_width)[0]:
+            if width > self.group_width and width % self.group_width:
+                raise ValueError(
+                    f"model.group_width={self.group_width} does not divide the {width} channels of a level; set it to "
+                    f"{math.gcd(self.width, self.max_width)}, or model.width to a multiple of it"
+                )
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, nn.Module]:
         """Fresh `generator` and `discriminator` for images of (C, H, W).

@@ -56,8 +56,9 @@ class GAN:
     gradient_penalty: float = 0.0
     """Weight of the penalty that pulls gradients between reals and fakes to length 1 (WGAN-GP, there 10); 0: none."""
     consistency: float = 0.0
-    """Weight of the squared change of logits, of reals and fakes, when images move by some pixels (CR and bCR, there
-    10); 0: none."""
+    """Weight of the squared change of logits when images move by some pixels (CR and bCR, there 10); 0: none."""
+    consistent: Literal["reals", "fakes", "both"] = "both"
+    """Of which images: reals as in CR, or both as in bCR."""
     lecam: float = 0.0
     """Weight of the squared distance of logits from the mean of the other side's in past steps (LeCam); 0: none."""
     path_length: float = 0.0
@@ -86,6 +87,12 @@ class GAN:
                 raise ValueError(f"objective.{name}={getattr(self, name)!r} must be at least 1")
         if not 0 <= self.augment_probability <= 1:
             raise ValueError(f"objective.augment_probability={self.augment_probability!r} must lie in [0, 1]")
+        if self.augment_probability < 1 and (not self.augment or self.augment_target is not None):
+            what = "augment_target chooses it" if self.augment else "augment names no operations"
+            raise ValueError(
+                f"objective.augment_probability={self.augment_probability!r}, and objective.{what}; set it to 1, or "
+                f"{'--objective.augment-target None' if self.augment else '--objective.augment color translation'}"
+            )
         if self.augment_target is not None:
             self._check_target(self.augment_target)
 
@@ -217,18 +224,26 @@ class GAN:
     def _discriminator_loss(
         self, sides: tuple[str, ...], networks: Networks, batch: Batch, fakes: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the discriminator for reals, for fakes, or for both side by side in one pass through it."""
-        shown = [self._augmented(_of_side(side, batch, fakes), side, networks, batch) for side in sides]
+        """Loss of the discriminator for reals, for fakes, or for both side by side in one pass through it.
+
+        Gradients are penalised at the samples before their augmentation, as in StyleGAN2-ADA and R3GAN.
+        """
+        own = [_of_side(side, batch, fakes) for side in sides]
         penalised = self.gamma > 0 and any(self.penalised in (side, "both") for side in sides)
-        samples = (shown[0] if len(shown) == 1 else torch.cat(shown)).detach().requires_grad_(penalised)
+        kept = [side for side in sides if self.consistency > 0 and self.consistent in (side, "both")]
+        samples = (own[0] if len(own) == 1 else torch.cat(own)).detach().requires_grad_(penalised)
         with _exactly(samples, penalised):
-            together, moved, class_logits = self._logits(samples, networks, batch)
+            shown = samples
+            if self.augment:
+                parts = zip(samples.chunk(len(sides)), sides, strict=True)
+                shown = torch.cat([self._augmented(part, side, networks, batch) for part, side in parts])
+            together, moved, class_logits = self._logits(shown, networks, batch, bool(kept))
             logits = dict(zip(sides, together.chunk(len(sides)), strict=True))
             loss, metrics = self._told_apart(logits)
             terms = [*self._penalties(samples, together, sides)] if penalised else []
-            if self.consistency > 0:
-                changes = (together - moved).square().chunk(len(sides))
-                terms += [(f"consistency_{s}", self.consistency, c) for s, c in zip(sides, changes, strict=True)]
+            if kept:
+                changes = dict(zip(sides, (together - moved).square().chunk(len(sides)), strict=True))
+                terms += [(f"consistency_{side}", self.consistency, changes[side]) for side in kept]
             if class_logits is not None:
                 for side, named in zip(sides, class_logits.chunk(len(sides)), strict=True):
                     terms += [(f"class_loss_{side}", self.class_loss, F.cross_entropy(named, batch.labels))]
@@ -244,12 +259,14 @@ class GAN:
             {side: values.detach() for side, values in logits.items()}, networks, batch
         )
 
-    def _logits(self, samples: Tensor, networks: Networks, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Logits of samples (k B, C, H, W), of the same moved by some pixels where that shall not change them, and of
-        their classes where the discriminator names them.
+    def _logits(
+        self, samples: Tensor, networks: Networks, batch: Batch, move: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits of samples (k B, C, H, W), of the same moved by some pixels where `move` asks for them, and of their
+        classes where the discriminator names them.
         """
         shown, labels = samples, _labels(networks, batch)
-        if self.consistency > 0:
+        if move:
             draws = batch.draws.uniform("consistency", 2).repeat(len(samples) // len(batch.images), 1)
             shown = torch.cat([samples, translate(samples.detach(), draws)])
         labels = None if labels is None else labels.repeat(len(shown) // len(batch.images))

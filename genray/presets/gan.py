@@ -215,7 +215,7 @@ def cifar10_r3gan() -> Config:
     return Config(
         run=Run(name="cifar10-r3gan"),
         data=Data(name="cifar10", flip=True),
-        model=R3GAN(latent_dim=64, width=256, max_width=768, group_width=32, conditional=True),
+        model=R3GAN(latent_dim=64, width=256, max_width=768, group_width=8, conditional=True),
         objective=GAN(
             form="relativistic",
             gamma=0.05,
@@ -225,7 +225,14 @@ def cifar10_r3gan() -> Config:
         ),
         optim=Optim(lr=2e-4, betas=(0.0, 0.9)),
         anneal=Anneal(to=(*ends, "train.ema_half_life=5e6"), samples=20_000_000),
-        train=Train(num_steps=60_000, global_batch_size=512, checkpoint_every=2000, sample_every=2000, ema_half_life=0),
+        train=Train(
+            num_steps=60_000,
+            global_batch_size=512,
+            checkpoint_every=2000,
+            sample_every=2000,
+            ema_half_life=0,
+            ema_ramp=None,
+        ),
     )
 
 
