@@ -19,9 +19,11 @@ from genray.errors import ConfigError
 from genray.estimate import memory_mb, seconds_per_step
 from genray.evaluation.latent import reconstructions
 from genray.evaluation.scoring import score_snapshot
+from genray.models.hierarchical_vae import HierarchicalVAE
 from genray.models.tokenizer import Tokenizer
-from genray.models.vae import MLPVAE
+from genray.models.vae import MLPVAE, AdversarialVAE
 from genray.objectives.elbo import ELBO
+from genray.objectives.latent_adversarial import LatentAdversarial
 from genray.objectives.rae import RAE
 from genray.objectives.tokenizer import Tokenization
 from genray.preemption import Stopped
@@ -149,11 +151,22 @@ def test_rae_of_digits_reconstructs_better_by_training(tmp_path) -> None:
     assert last["vae/recon_loss"] < first["vae/recon_loss"] - 100
 
 
-def test_vae_with_pseudo_inputs_resumed_from_a_checkpoint_ends_bit_identical(tmp_path) -> None:
-    model = replace(MLP, num_pseudo_inputs=5)
-    whole = run(autoencoder_config(model, ELBO(), 6), tmp_path / "whole")
-    run(autoencoder_config(model, ELBO(), 3), tmp_path / "halves")
-    halves = run(autoencoder_config(model, ELBO(), 6), tmp_path / "halves")
+@pytest.mark.parametrize(
+    ("model", "objective"),
+    [
+        (replace(MLP, num_pseudo_inputs=5), ELBO()),
+        (replace(MLP, num_flows=2), ELBO(kl_warmup_samples=100)),
+        (replace(MLP, conditional=True), ELBO(capacity=2.0, capacity_samples=100)),
+        (HierarchicalVAE(width=4, latent_channels=2, blocks_per_level=1, num_halvings=1), ELBO()),
+        (MLP, RAE(decoder_l2=0.1, gradient_penalty=0.1)),
+        (AdversarialVAE(latent_dim=6, hidden=16), LatentAdversarial(form="adversarial", beta=0.0)),
+    ],
+    ids=["pseudo-inputs", "flows", "conditional", "hierarchy", "rae", "adversarial latents"],
+)
+def test_autoencoder_resumed_from_a_checkpoint_ends_bit_identical(model, objective, tmp_path) -> None:
+    whole = run(autoencoder_config(model, objective, 6), tmp_path / "whole")
+    run(autoencoder_config(model, objective, 3), tmp_path / "halves")
+    halves = run(autoencoder_config(model, objective, 6), tmp_path / "halves")
     assert_same_state(whole, halves, 6)
 
 

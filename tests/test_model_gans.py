@@ -20,7 +20,7 @@ TINY: dict[str, dict[str, Any]] = {
 }
 KINDS: dict[str, type] = {"sngan": SNGAN, "biggan": BigGAN, "r3gan": R3GAN, "stylegan2": StyleGAN2}
 SIZED: dict[str, type] = KINDS | {"dcgan": DCGAN}
-SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 48), (3, 128, 128)]
+SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 48), (3, 128, 128), (3, 256, 256)]
 
 
 def built(name: str, image_shape: tuple[int, int, int] = (1, 8, 8), **knobs: Any) -> tuple[Any, Any]:

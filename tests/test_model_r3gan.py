@@ -63,6 +63,27 @@ def test_block_layers_begin_with_weights_that_shrink_as_the_fourth_root_of_the_d
     assert found == pytest.approx(expected, rel=0.02)
 
 
+def test_r3gan_ends_begin_with_weights_that_keep_the_variance() -> None:
+    torch.manual_seed(0)
+    networks = R3GAN(latent_dim=128, width=256, max_width=256, conditional=True).build((3, 16, 16), 10)
+    generator, discriminator = networks["generator"], networks["discriminator"]
+    found = {
+        "project": generator.project.weight,  # of latents and labels
+        "basis": generator.basis,
+        "last": generator.last.weight,
+        "discriminator's basis": discriminator.basis,  # a sum over 4 x 4 places
+        "head": discriminator.head.weight,
+    }
+    expected = {
+        "project": 256**-0.5,
+        "basis": 1.0,
+        "last": 256**-0.5,
+        "discriminator's basis": 16**-0.5,
+        "head": 256**-0.5,
+    }
+    assert {name: weight.std().item() for name, weight in found.items()} == pytest.approx(expected, rel=0.06)  # type: ignore
+
+
 def test_r3gan_has_no_normalisation_and_no_buffer_that_training_moves() -> None:
     networks = TINY.build((1, 16, 16), 10)
     modules = [m for network in networks.values() for m in network.modules()]

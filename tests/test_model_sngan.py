@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from genray.models.sngan import SNGAN, Attention
+from genray.models.sngan import SNGAN, Attention, Norm
 
 TINY = SNGAN(width=8, discriminator_width=8, max_width=8, max_discriminator_width=8, spectral="both", conditional=True)
 
@@ -62,3 +62,29 @@ def test_sngan_attention_begins_as_nothing_and_equals_a_sum_over_places_one_by_o
                 mixed = (weights.softmax(0)[:, None] * seen).sum(0)
                 expected[b, :, y, x] += 0.7 * layer.out.weight[:, :, 0, 0] @ mixed
     torch.testing.assert_close(layer(maps), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_class_conditional_norm_scales_and_shifts_what_batch_norm_gives_by_the_label_of_each_image() -> None:
+    layer, maps, labels = Norm(5, 3), 2 * torch.randn(6, 5, 4, 4) + 1, torch.tensor([0, 1, 2, 2, 1, 0])
+    assert layer.scales_shifts is not None
+    nn.init.normal_(layer.scales_shifts.weight)
+    mean, variance = maps.mean(dim=(0, 2, 3)), maps.var(dim=(0, 2, 3), correction=0)
+    found = layer(maps, labels)
+    for i, label in enumerate(labels):
+        scales, shifts = layer.scales_shifts.weight[label].split(5)
+        for channel in range(5):
+            normal = (maps[i, channel] - mean[channel]) / (variance[channel] + 1e-5).sqrt()
+            torch.testing.assert_close(found[i, channel], normal * scales[channel] + shifts[channel])
+
+
+def test_sngan_projects_the_sum_over_places_on_the_class() -> None:
+    discriminator = SNGAN(discriminator_width=8, max_discriminator_width=8, spectral="none", conditional=True)
+    network, images = discriminator.build((1, 16, 16), 10)["discriminator"], torch.randn(3, 1, 16, 16)
+    nn.init.normal_(network.embedding.weight)  # type: ignore[union-attr,arg-type]
+    nn.init.normal_(network.head.bias)  # type: ignore[union-attr,arg-type]
+    maps, labels = network.blocks(images), torch.tensor([3, 3, 7])  # type: ignore[operator]
+    for i, label in enumerate(labels):
+        features = torch.stack([channel.clamp(min=0).sum() for channel in maps[i]])
+        weight = network.head.weight[0] + network.embedding.weight[label]  # type: ignore[union-attr,index]
+        expected = features @ weight + network.head.bias[0]  # type: ignore[union-attr,index]
+        torch.testing.assert_close(network(images, labels)[i], expected)

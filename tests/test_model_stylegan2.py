@@ -1,7 +1,11 @@
 """StyleGAN2: modulated convolutions against weights of each image, styles, truncation, deviations."""
 
+import math
+
 import pytest
 import torch
+from test_model_r3gan import halved_by_hand
+from torch import Tensor
 from torch.nn import functional as F
 
 from genray.models.stylegan2 import Linear, ModulatedConv, StyleGAN2, _deviations
@@ -98,3 +102,35 @@ def test_deviations_of_equal_images_have_a_finite_gradient() -> None:
     maps = torch.ones(4, 3, 4, 4, requires_grad=True)
     _deviations(maps, 4).sum().backward()
     assert maps.grad is not None and maps.grad.isfinite().all()
+
+
+def test_discriminator_equals_one_written_by_hand_in_float64() -> None:
+    torch.manual_seed(0)
+    model = StyleGAN2(latent_dim=6, style_dim=8, width=4, max_width=8, conditional=True)
+    network = model.build((3, 16, 16), 10)["discriminator"].double()
+    weights = {name: torch.nn.init.normal_(p).detach() for name, p in network.named_parameters()}
+
+    def rectified(x: Tensor) -> Tensor:
+        return 2**0.5 * torch.maximum(x, 0.2 * x)
+
+    def conv(name: str, x: Tensor) -> Tensor:
+        weight = weights[f"{name}.weight"]
+        size = weight.shape[-1]
+        return F.conv2d(x, weight / math.sqrt(weight[0].numel()), weights.get(f"{name}.bias"), padding=size // 2)
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        weight = weights[f"{name}.weight"]
+        return x @ weight.T / math.sqrt(weight.shape[1]) + weights[f"{name}.bias"]
+
+    images, labels = torch.randn(8, 3, 16, 16, dtype=torch.float64), torch.arange(8)
+    x = rectified(conv("levels.0", images))
+    for level in (2, 3):
+        hidden = rectified(conv(f"levels.{level}.second", rectified(conv(f"levels.{level}.first", x))))
+        x = (halved_by_hand(hidden) + conv(f"levels.{level}.shortcut", halved_by_hand(x))) / math.sqrt(2)
+    spread = [(group.var(dim=0, correction=0) + 1e-8).sqrt().mean() for group in x.split(4)]
+    plane = torch.stack(spread).repeat_interleave(4).view(8, 1, 1, 1).expand(-1, 1, 4, 4)
+    features = rectified(linear("hidden", rectified(conv("last", torch.cat([x, plane], dim=1))).flatten(1)))
+    classes = weights["embedding.weight"][labels]
+    classes = classes / (classes.square().mean(dim=1, keepdim=True) + 1e-8).sqrt()
+    expected = (linear("head", features) * classes).sum(dim=1) / math.sqrt(6)
+    torch.testing.assert_close(network(images, labels), expected, atol=1e-6, rtol=1e-6)

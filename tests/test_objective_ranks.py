@@ -40,6 +40,10 @@ CASES: dict[str, tuple[Any, Any]] = {
     "iwae": (MLP, ELBO(bound="iwae", num_samples=3, num_groups=2)),
     "piwae": (MLP, ELBO(bound="piwae", num_samples=3, num_groups=2)),
     "ciwae": (MLP, ELBO(bound="ciwae", num_samples=3)),
+    "dreg": (MLP, ELBO(bound="iwae", num_samples=3, estimator="dreg", beta=0.5)),
+    "scale": (replace(MLP, output="scale"), ELBO(likelihood="gaussian")),
+    "global scale": (replace(MLP, output="global-scale"), ELBO(likelihood="gaussian")),
+    "logistics": (replace(MLP, output="logistic-mixture"), ELBO(likelihood="logistic-mixture")),
     "conditional": (replace(MLP, conditional=True), ELBO()),
     "flows": (replace(MLP, num_flows=2), ELBO()),
     "pseudo-inputs": (replace(MLP, num_pseudo_inputs=4), ELBO()),
@@ -58,6 +62,10 @@ CASES: dict[str, tuple[Any, Any]] = {
     "continuous": (replace(VQ, quantizer="none"), Tokenization(beta=0.5)),
     "adversarial": (
         AdversarialTokenizer(num_codes=8, code_dim=3, width=4, num_downsamplings=1, discriminator_width=4),
+        AdversarialTokenization(adversarial_start_samples=0, adversarial_warmup_samples=0),
+    ),
+    "adversarial continuous": (
+        AdversarialTokenizer(quantizer="none", code_dim=3, width=4, num_downsamplings=1, discriminator_width=4),
         AdversarialTokenization(adversarial_start_samples=0, adversarial_warmup_samples=0),
     ),
     "codes": (
