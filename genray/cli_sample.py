@@ -69,6 +69,11 @@ def sample(args: Sequence[str]) -> int:
     out = asked.out or Path(f"{asked.kind}{suffix}")
     if out.suffix.lower() != suffix or out.is_dir():
         raise ConfigError(f"--out={out} must be the name of a file that ends in {suffix}")
+    draws_none = asked.kind in (*pictures.OF_IMAGES, "time-lapse")
+    if asked.label is not None and (draws_none or asked.kind == "classes"):
+        raise ConfigError(f"--label={asked.label}: --kind={asked.kind} draws no images of one class; leave it out")
+    if asked.truncation != 1 and draws_none:
+        raise ConfigError(f"--truncation={asked.truncation}: --kind={asked.kind} draws no latents; leave it out")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if asked.kind == "time-lapse":

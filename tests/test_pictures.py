@@ -246,6 +246,11 @@ def test_time_lapse_of_a_run_without_grids_is_refused(tmp_path):
             "--out={0}/x.mp4 must be the name of a file that ends in .gif",
         ),
         (["--out", "{0}/file/x.png"], "{0}/file/x.png cannot be written: "),
+        (["--kind", "classes", "--label", "9"], "--label=9: --kind=classes draws no images of one class; leave it out"),
+        (
+            ["--kind", "traversals", "--truncation", "0.5"],
+            "--truncation=0.5: --kind=traversals draws no latents; leave it out",
+        ),
         (["--out", "{0}/x.png", "--seed", str(2**64)], f"seed={2**64} must be at least 0 and below 2**63"),
         (["--out", "{0}/x.png", "--truncation", "inf"], "truncation=inf must be at least 0 and below 2**63"),
     ],
