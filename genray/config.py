@@ -14,7 +14,7 @@ from genray.data import DATASETS
 from genray.data.mix import Mix
 from genray.errors import ConfigError, unknown
 from genray.evaluation import check_names
-from genray.fields import as_object, build_section, check_at_least, check_no_password
+from genray.fields import as_object, build_section, check_at_least, check_finite, check_no_password
 from genray.health_rules import Health as Health
 from genray.models import MODELS, Model
 from genray.objectives import OBJECTIVES, Objective, classifier_of
@@ -278,7 +278,7 @@ class Config:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         check_ends(self)
-        self._check_finite()
+        check_finite(self.flat())
         if getattr(self.model, "needs_source", False) and not self.transfer.source:
             raise ConfigError(
                 "transfer.source is empty, and this model draws codes of a tokenizer that was trained before; set it "
@@ -290,12 +290,6 @@ class Config:
             )
         check_names(self.eval.metrics, self.objective.product, classifies=bool(classifier_of(self.objective)))
         self._check_batch()
-
-    def _check_finite(self) -> None:
-        for name, value in self.flat().items():
-            for number in value if isinstance(value, list | tuple) else (value,):
-                if isinstance(number, float) and not math.isfinite(number):
-                    raise ConfigError(f"{name}={value!r} must be finite, and so must all numbers of a config")
 
     def _check_batch(self) -> None:
         batch, sizes = self.train.global_batch_size, self.cluster.sizes

@@ -1,9 +1,11 @@
 """Config fields from the values that JSON gives: unknown names and wrong types are refused."""
 
 import dataclasses
+import math
 import re
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from genray.errors import ConfigError, unknown
@@ -48,6 +50,18 @@ def check_at_least(section: str, values: Any, least: float, *names: str) -> None
         value = getattr(values, name)
         if value is not None and not value >= least:
             raise ConfigError(f"{section}.{name}={value!r} must be at least {least}")
+
+
+def check_finite(values: Mapping[str, Any]) -> None:
+    """Refuses values by dotted name, alone or in lists, that are infinite or no numbers.
+
+    Raises:
+        ConfigError: names the field and its value.
+    """
+    for name, value in values.items():
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"{name}={value!r} must be finite, and so must all numbers of a config")
 
 
 def check_no_password(section: str, values: Any, name: str) -> None:
