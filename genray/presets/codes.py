@@ -35,8 +35,8 @@ def mnist_code_transformer() -> Config:
     """Class-conditional transformer over the 7 x 7 codes of mnist-tokenizer.
 
     Hardware: one CPU core
-    Time: not measured
-    Score: not measured
+    Time: half an hour, estimated
+    Score: after 1,000 of its 5,000 steps FID 1.6 (features of mnist-classifier, 2,000 samples)
     """
     return Config(
         run=Run(name="mnist-code-transformer"),

@@ -333,8 +333,8 @@ def mnist_adversarial_tokenizer() -> Config:
     """Vector-quantised autoencoder of MNIST before a patch discriminator; objective.perceptual adds a classifier's eye.
 
     Hardware: one CPU core
-    Time: not measured
-    Score: not measured
+    Time: half an hour, estimated
+    Score: after 1,500 of its 4,000 steps reconstruction FID 0.012 (features of mnist-classifier), test PSNR 26.2 dB
     """
     return Config(
         run=Run(name="mnist-adversarial-tokenizer"),
