@@ -86,7 +86,7 @@ def test_dreg_has_iwae_s_value_and_decoder_gradient_and_its_encoder_gradient_in_
         for name in ("encoder", "decoder"):
             networks, of_one_draw = make_networks(MODEL), []
             weight = getattr(networks.bare["vae"], name)[0 if name == "decoder" else 2].weight
-            for number in range(200):
+            for number in range(400):
                 batch = make_batch(images.expand(64, -1, -1, -1), step=number)
                 loss, _ = one_loss(objective, networks, batch)
                 of_one_draw.append(torch.cat([torch.autograd.grad(loss, weight)[0].flatten(), loss.detach().view(1)]))
