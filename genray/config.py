@@ -281,8 +281,8 @@ class Config:
         check_finite(self.flat())
         if getattr(self.model, "needs_source", False) and not self.transfer.source:
             raise ConfigError(
-                "transfer.source is empty, and this model draws codes of a tokenizer that was trained before; set it "
-                f"to a tokenizer's snapshot folder or NAME@ALIAS, e.g. {self.data.name}-tokenizer@champion"
+                "transfer.source is empty, and this model draws for a tokenizer that was trained before; set it "
+                f"to its folder or NAME@ALIAS, e.g. {self.data.name}-{getattr(self.model, 'kind', '')}@champion"
             )
         if self.train.sample_every and self.objective.product == "classifier":
             raise ConfigError(
@@ -315,8 +315,8 @@ class Config:
     @property
     def task(self) -> str:
         """Name of the registered model that this run competes for, e.g. `mnist-generator`."""
-        kind = self.objective.product if self.objective.product in ("classifier", "tokenizer") else "generator"
-        return f"{self.data.name}-{kind}"
+        kinds = {"classifier": "classifier", "tokenizer": getattr(self.model, "kind", "")}
+        return f"{self.data.name}-{kinds.get(self.objective.product, 'generator')}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` gives back an equal config."""

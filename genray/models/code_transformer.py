@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from genray.models.knobs import at_least, given, num_labels
-from genray.models.tokenizer import Tokenizer, TokenizerNetwork
+from genray.models.knobs import at_least, check_heads, given, num_labels
+from genray.models.tokenizer import Tokenizer, TokenizerNetwork, with_buffers_alone
 
 Past = tuple[Tensor, Tensor]
 """Keys and values of the tokens so far, each (B, heads, L, D / heads)."""
@@ -23,6 +23,7 @@ class CodeTransformer(Tokenizer):
     """A tokenizer that was trained before, of these very knobs, at rest, and a transformer over its codes."""
 
     modules: ClassVar[tuple[str, ...]] = ("generator",)
+    draws: ClassVar[str] = "codes"
     needs_source: ClassVar[bool] = True
     """Whether a run makes no sense without `transfer.source`."""
 
@@ -41,13 +42,9 @@ class CodeTransformer(Tokenizer):
         if self.quantizer == "none":
             raise ValueError(
                 "model.quantizer='none' makes continuous latents, and a transformer draws codes; start from a "
-                "tokenizer of quantizer vq or fsq"
+                "tokenizer of quantizer vq or fsq, or choose model latent-flow"
             )
-        if self.transformer_width % self.num_heads:
-            raise ValueError(
-                f"model.transformer_width={self.transformer_width} does not divide by model.num_heads="
-                f"{self.num_heads}; set it to {math.ceil(self.transformer_width / self.num_heads) * self.num_heads}"
-            )
+        check_heads(self.transformer_width, self.num_heads)
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, nn.Module]:
         """A fresh `generator` of images (C, H, W); its tokenizer is to be taken from one that was trained.
@@ -185,12 +182,3 @@ def likeliest_first(logits: Tensor, noise: Tensor) -> Tensor:
     nearer = torch.special.erf(noise.double().abs() / math.sqrt(2)).unsqueeze(1) * ends[:, -1:]
     place = torch.searchsorted(ends, nearer, right=True).clamp(max=logits.shape[1] - 1)
     return codes.gather(1, place).squeeze(1)
-
-
-def with_buffers_alone(module: nn.Module) -> nn.Module:
-    """`module`, every parameter of which has become a buffer of the same name."""
-    for part in module.modules():
-        for name, parameter in list(part.named_parameters(recurse=False)):
-            delattr(part, name)
-            part.register_buffer(name, parameter.detach())
-    return module

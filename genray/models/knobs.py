@@ -45,6 +45,15 @@ def check_halvings(model: str, knob: str, num: int, image_shape: tuple[int, int,
         )
 
 
+def check_heads(width: int, num_heads: int) -> None:
+    """Raises ValueError where the heads of a transformer's attention cannot have equal shares of its width."""
+    if width % num_heads:
+        raise ValueError(
+            f"model.transformer_width={width} does not divide by model.num_heads={num_heads}; set it to "
+            f"{-(-width // num_heads) * num_heads}"
+        )
+
+
 def check_classes(model: str, num_classes: int) -> None:
     """Raises ValueError where there is nothing to classify."""
     if num_classes < 2:

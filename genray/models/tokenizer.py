@@ -71,6 +71,11 @@ class Tokenizer:
         if not self.levels or min(self.levels) < 2:
             raise ValueError(f"model.levels={self.levels!r} must each be at least 2, e.g. 8 5 5 5")
 
+    @property
+    def kind(self) -> str:
+        """What it competes with in the registry: generators of codes and of latents start from one or the other."""
+        return "kl-tokenizer" if self.quantizer == "none" else "tokenizer"
+
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises ValueError, with the cure, when images of (C, H, W) cannot be halved as often."""
         check_halvings("tokenizer", "num_downsamplings", self.num_downsamplings, image_shape)
@@ -320,6 +325,15 @@ class TokenizerNetwork(nn.Module):
             return Tokenized(self.decoder(z), self.quantizer.scaled(mu), mu, None, logvar)  # type: ignore[operator]
         taken, codes, quantized = self.quantizer(features)
         return Tokenized(self.decoder(taken), codes, features, quantized)
+
+
+def with_buffers_alone(module: nn.Module) -> nn.Module:
+    """`module`, every parameter of which has become a buffer of the same name."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            delattr(part, name)
+            part.register_buffer(name, parameter.detach())
+    return module
 
 
 def nearest(points: Tensor, centres: Tensor) -> Tensor:

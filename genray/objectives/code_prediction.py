@@ -37,8 +37,8 @@ class CodePrediction:
         return "generator"
 
     def check(self, model: Any) -> None:
-        """Raises ValueError for a model of other modules."""
-        require_modules("code-prediction", ("generator",), model)
+        """Raises ValueError for a model of other modules, or one that draws no codes."""
+        require_modules("code-prediction", ("generator",), model, draws="codes")
 
     def prepare(self, networks: Networks, batch: Batch) -> Tensor:
         """Codes (B, L) of the images."""
