@@ -124,7 +124,7 @@ def _instead(made: Snapshot) -> str:
         return "which has no latents to fit; use a VAE's"
     if getattr(made.config.model, "quantizer", "") != "none":
         return "which has codes; train a code-transformer on it"
-    return "which has maps of latents, for a generator of your own; use a VAE's of one vector"
+    return "which has maps of latents; train a latent-flow on it"
 
 
 def _points(made: Snapshot, images: ImageSet, seed: int, *, alone: bool) -> Tensor:

@@ -70,8 +70,8 @@ def check_makes_images(snapshot: "Snapshot", num: int, seed: int, truncation: fl
     if snapshot.product in ("classifier", "tokenizer"):
         what = {
             "classifier": "makes no images; use a generator's",
-            "tokenizer": "has no distribution to draw codes or latents from; train a code-transformer on codes, or "
-            "use a generator's",
+            "tokenizer": "has no distribution to draw from; train a code-transformer on its codes, or a latent-flow "
+            "on its continuous latents",
         }[snapshot.product]
         raise ConfigError(f"snapshot of {snapshot.task!r} is a {snapshot.product}, which {what}")
     check_range("num", num, 1)

@@ -68,6 +68,11 @@ _CODES: Space = {
     "optim.weight_decay": Domain("log", (1e-3, 0.3)),
     "objective.corruption": Domain("uniform", (0.0, 0.4)),
 }
+_FLOW: Space = {
+    "optim.lr": Domain("log", (3e-4, 1e-2)),
+    "optim.weight_decay": Domain("log", (1e-3, 0.3)),
+    "objective.time_spread": Domain("uniform", (0.5, 2.0)),
+}
 _CLASSIFIER: Space = {
     "optim.lr": Domain("log", (1e-4, 1e-2)),
     "optim.weight_decay": Domain("log", (1e-3, 0.3)),
@@ -98,10 +103,13 @@ SPACES: dict[str, Space] = {
     "mnist-tokenizer": _VQ,
     "cifar10-tokenizer": _FSQ,
     "digits-kl-tokenizer": _KL,
+    "mnist-kl-tokenizer": _KL,
     "cifar10-kl-tokenizer": _KL | _ADVERSARIAL,
     "mnist-adversarial-tokenizer": _ADVERSARIAL,
     "digits-code-transformer": _CODES,
     "mnist-code-transformer": _CODES,
+    "digits-latent-flow": _FLOW,
+    "mnist-latent-flow": _FLOW,
     "mnist-classifier": _CLASSIFIER,
     "digits-dcgan-classifier": _CLASSIFIER,
     "digits-vae-classifier": _CLASSIFIER,

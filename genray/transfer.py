@@ -99,8 +99,8 @@ def stages_of(module: Any) -> tuple[tuple[nn.Module, ...], ...]:
     stages: tuple[tuple[nn.Module, ...], ...] | None = getattr(module, "stages", None)
     if stages is None:
         raise ConfigError(
-            f"transfer.* is for classifiers and code-transformer, and {type(module).__name__} has no stages; "
-            "leave it at its defaults"
+            "transfer.* is for classifiers, code-transformer and latent-flow, and "
+            f"{type(module).__name__} has no stages; leave it at its defaults"
         )
     return stages
 

@@ -72,7 +72,7 @@ def test_tokenizer_resumed_from_a_checkpoint_ends_bit_identical(model: Tokenizer
 
 def test_tokenizer_is_refused_for_sampling(tmp_path) -> None:
     folder = run(autoencoder_config(FSQ, Tokenization(), 1), tmp_path)
-    with pytest.raises(ConfigError, match="is a tokenizer, which has no distribution to draw codes or latents from"):
+    with pytest.raises(ConfigError, match="is a tokenizer, which has no distribution to draw from"):
         sample(snapshot.load(folder.local / "snapshots" / step_name(1)), 4, seed=0)
 
 

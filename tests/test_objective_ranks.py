@@ -12,6 +12,7 @@ from genray import distributed
 from genray.models.code_transformer import CodeTransformer
 from genray.models.dcgan import DCGANClassifier
 from genray.models.hierarchical_vae import HierarchicalVAE
+from genray.models.latent_flow import LatentFlow
 from genray.models.sngan import SNGANClassifier
 from genray.models.tokenizer import AdversarialTokenizer, Tokenizer
 from genray.models.vae import MLPVAE, AdversarialVAE
@@ -22,6 +23,7 @@ from genray.objectives.adversarial_tokenizer import AdversarialTokenization
 from genray.objectives.classification import Classification
 from genray.objectives.code_prediction import CodePrediction
 from genray.objectives.elbo import ELBO
+from genray.objectives.flow_matching import FlowMatching
 from genray.objectives.latent_adversarial import LatentAdversarial
 from genray.objectives.rae import RAE
 from genray.objectives.tokenizer import Tokenization
@@ -71,6 +73,12 @@ CASES: dict[str, tuple[Any, Any]] = {
     "codes": (
         CodeTransformer(**asdict(VQ), transformer_width=8, num_layers=1, num_heads=2, conditional=True),
         CodePrediction(corruption=0.3),
+    ),
+    "flow": (
+        LatentFlow(
+            code_dim=3, width=4, num_downsamplings=1, transformer_width=8, num_layers=1, num_heads=2, conditional=True
+        ),
+        FlowMatching(),
     ),
     "discriminator's trunk": (DCGANClassifier(width=4, min_base=2, discriminator_norm="none"), Classification()),
     "spectral trunk": (SNGANClassifier(discriminator_width=4, attention=True), Classification(label_smoothing=0.1)),

@@ -154,7 +154,8 @@ def test_resumed_thawing_ends_with_the_weights_of_a_run_untouched(
 def test_transfer_is_refused_for_networks_without_stages(digits: ImageSet, tmp_path: Path) -> None:
     config = tiny_config(transfer=Transfer(trunk_lr=0.1))
     with pytest.raises(
-        ConfigError, match=r"transfer\.\* is for classifiers and code-transformer, and Discriminator has no stages"
+        ConfigError,
+        match=r"transfer\.\* is for classifiers, code-transformer and latent-flow, and Discriminator has no stages",
     ):
         train(config, digits, RunFolder.open(str(tmp_path), "run"), current(use_gpu=False))
 

@@ -14,6 +14,7 @@ from genray.models.biggan import BigGAN
 from genray.models.code_transformer import CodeTransformer
 from genray.models.dcgan import DCGAN, DCGANClassifier
 from genray.models.hierarchical_vae import HierarchicalVAE
+from genray.models.latent_flow import LatentFlow
 from genray.models.r3gan import R3GAN
 from genray.models.resnet import ResNetClassifier
 from genray.models.sngan import SNGAN, SNGANClassifier
@@ -56,6 +57,7 @@ MODELS: dict[str, type[Model]] = {
     "tokenizer": Tokenizer,
     "adversarial-tokenizer": AdversarialTokenizer,
     "code-transformer": CodeTransformer,
+    "latent-flow": LatentFlow,
     "dcgan-classifier": DCGANClassifier,
     "sngan-classifier": SNGANClassifier,
     "conv-vae-classifier": ConvVAEClassifier,

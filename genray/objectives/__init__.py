@@ -5,6 +5,7 @@ from genray.objectives.base import Batch, Classifying, Networks, Objective, Phas
 from genray.objectives.classification import Classification
 from genray.objectives.code_prediction import CodePrediction
 from genray.objectives.elbo import ELBO
+from genray.objectives.flow_matching import FlowMatching
 from genray.objectives.gan import GAN
 from genray.objectives.latent_adversarial import LatentAdversarial
 from genray.objectives.rae import RAE
@@ -21,6 +22,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "tokenization": Tokenization,
     "adversarial-tokenization": AdversarialTokenization,
     "code-prediction": CodePrediction,
+    "flow-matching": FlowMatching,
 }
 
 __all__ = ["OBJECTIVES", "Batch", "Classifying", "Networks", "Objective", "Phase", "Stateful", "classifier_of"]

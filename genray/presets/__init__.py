@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from genray.config import Config
 from genray.errors import ConfigError, unknown
 from genray.presets.classifier import CLASSIFIERS
-from genray.presets.codes import CODES
 from genray.presets.gan import GANS
+from genray.presets.latent import LATENT
 from genray.presets.vae import VAES
 
 PRESETS: dict[str, Callable[[], Config]] = {
-    made.__name__.replace("_", "-"): made for made in (*GANS, *VAES, *CODES, *CLASSIFIERS)
+    made.__name__.replace("_", "-"): made for made in (*GANS, *VAES, *LATENT, *CLASSIFIERS)
 }
 
 

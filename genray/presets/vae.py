@@ -309,6 +309,23 @@ def digits_kl_tokenizer() -> Config:
     )
 
 
+def mnist_kl_tokenizer() -> Config:
+    """KL autoencoder of MNIST, 7 x 7 continuous latents of 4 numbers an image.
+
+    Hardware: one CPU core
+    Time: not measured
+    Score: not measured
+    """
+    return Config(
+        run=Run(name="mnist-kl-tokenizer"),
+        data=Data(name="mnist"),
+        model=Tokenizer(quantizer="none", code_dim=4, width=16),
+        objective=Tokenization(),
+        optim=Optim(lr=1e-3, schedule="cosine"),
+        train=Train(num_steps=3000, global_batch_size=64, ema_half_life=10_000),
+    )
+
+
 def cifar10_kl_tokenizer() -> Config:
     """KL autoencoder of CIFAR-10 before a patch discriminator, 8 x 8 continuous latents of 4 numbers an image.
 
@@ -362,6 +379,7 @@ VAES = (
     mnist_tokenizer,
     cifar10_tokenizer,
     digits_kl_tokenizer,
+    mnist_kl_tokenizer,
     cifar10_kl_tokenizer,
     mnist_adversarial_tokenizer,
 )
