@@ -23,7 +23,7 @@ from types import FrameType
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-START_TIMEOUT_S = 90
+START_TIMEOUT_S = 180
 SCRATCH = Path("/tmp/genray-demo-")  # noqa: S108
 
 
