@@ -33,6 +33,7 @@ MAX_CONCURRENT = 1000
 DEATHS = 100
 """Times that Tune starts a trial again; one that gets no further says so itself (`search.max_failures`), and Tune
 may count the loss of one node several times."""
+_COUNT_BYTES = 8
 logger = logging.getLogger(__name__)
 
 Bundles = list[dict[str, float]]
@@ -81,12 +82,23 @@ def capacity(config: Config, search: Search) -> int:
 def run_trials(study: Study, tasks: Sequence[Mapping[str, Any]], phase: Phase, concurrent: int) -> None:
     """Runs trials until all have ended; goes on where an earlier driver was stopped.
 
+    Tune gives a trial up, whatever it was told, when a process dies that is just passing from another trial to it.
+    Such a trial has not ended, and is run again.
+
     Args:
         study: what they belong to.
         tasks: `number`, `phase` and `values` of each; in the race of a sampler or a population they are only counted.
         phase: race or confirm.
         concurrent: most trials at once.
     """
+    for _ in range(DEATHS):
+        errors = _run(study, tasks, phase, concurrent).num_errors
+        if not errors or all(study.trial_folder(task["number"]).pull(ENDED).is_file() for task in tasks):
+            return
+
+
+def _run(study: Study, tasks: Sequence[Mapping[str, Any]], phase: Phase, concurrent: int) -> tune.ResultGrid:
+    """Once through Tune, from its own record of the study where there is one."""
     settings, storage = study.settings, study.settings.config.run.storage
     name = f".tune-{phase}"
     where = f"{storage}/{settings.search.name}"
@@ -102,8 +114,7 @@ def run_trials(study: Study, tasks: Sequence[Mapping[str, Any]], phase: Phase, c
         study.folder.remove(name)  # members go on from their folders
     elif tune.Tuner.can_restore(path):
         try:
-            tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=False).fit()
-            return
+            return tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True).fit()
         except (ValueError, RuntimeError, EOFError, OSError) as error:
             logger.warning("Tune's own record cannot be used (%s): trials go on from their folders", error)
             study.folder.remove(name)
@@ -116,7 +127,7 @@ def run_trials(study: Study, tasks: Sequence[Mapping[str, Any]], phase: Phase, c
     elif racing and settings.search.algorithm in ("tpe", "nsga2"):
         searcher = Numbered(settings, known)
     space = {"study": known, "trial": tune.grid_search([dict(task) for task in tasks])}
-    tune.Tuner(
+    return tune.Tuner(
         trainable,
         param_space=space if searcher is None else {},
         tune_config=tune.TuneConfig(
@@ -192,7 +203,7 @@ class Numbered(Searcher):  # type: ignore[misc]
             else samplers.TPESampler(seed=search.seed),
         )
         self.study, self.count = dict(study), 0
-        self.known = {number: trial.values for number, trial in Study.open(**self.study).trials().items()}
+        self.known = self._values()
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
         """Nothing that the study has not said already."""
@@ -218,14 +229,19 @@ class Numbered(Searcher):  # type: ignore[misc]
         self.inner.on_trial_complete(trial_id, result, error)
 
     def save(self, checkpoint_path: str) -> None:
-        """State of the sampler."""
+        """State of the sampler, and behind it how many trials it has numbered: Tune keeps one file."""
         self.inner.save(checkpoint_path)
-        Path(f"{checkpoint_path}.json").write_text(json.dumps({"count": self.count}))
+        with Path(checkpoint_path).open("ab") as file:
+            file.write(self.count.to_bytes(_COUNT_BYTES, "big"))
 
     def restore(self, checkpoint_path: str) -> None:
         """State of the sampler, from Tune's own record."""
-        self.inner.restore(checkpoint_path)
-        self.count = json.loads(Path(f"{checkpoint_path}.json").read_text())["count"]
+        self.inner.restore(checkpoint_path)  # reads no further than its own state
+        self.count = int.from_bytes(Path(checkpoint_path).read_bytes()[-_COUNT_BYTES:], "big")
+        self.known = self._values()
+
+    def _values(self) -> dict[int, Values]:
+        return {number: trial.values for number, trial in Study.open(**self.study).trials().items()}
 
 
 class Notes(tune.Callback):  # type: ignore[misc]
@@ -267,7 +283,9 @@ class Notes(tune.Callback):  # type: ignore[misc]
             self._end(trial, "pruned", f"by {self._record.settings.search.scheduler} at step {result.get('step', 0)}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's process died more often than anything explains."""
+        """A trial's process died more often than anything explains; or only once, see `run_trials`."""
+        if trial.should_recover():
+            return
         error = trial.get_pickled_error() if trial.pickled_error_file else None
         lines = [line for line in str(error or "its process died").splitlines() if line.strip()]
         self._end(trial, "failed", lines[-1])

@@ -169,13 +169,34 @@ def test_two_ranks_of_a_trial_end_as_if_one_had_not_been_killed(one_node: None, 
     assert found == wanted
 
 
+@pytest.mark.parametrize("search", [{"algorithm": "tpe"}, {"scheduler": "pbt", "num_trials": 2}])
+def test_a_process_that_dies_on_its_way_to_the_next_trial_costs_none(
+    one_node: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: dict[str, Any]
+) -> None:
+    fell = tmp_path / "fell"
+
+    class Mortal(Trial):
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            if not fell.exists():
+                fell.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().reset_config(new_config)
+
+    monkeypatch.setattr(ray_tune, "Trial", Mortal)
+    study = raced(settings(tmp_path, **({"num_trials": 3, "max_concurrent": 1, "scheduler": "fifo"} | search)))
+    assert fell.exists()
+    trials = study.trials()
+    assert {n: (t.status, t.step) for n, t in trials.items()} == dict.fromkeys(range(len(trials)), ("finished", 60))
+    assert len(trials) == study.settings.search.num_trials
+
+
 DRIVER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_ray_tune import settings
 from genray import ray_study
-search = dict(num_trials={num_trials}, reduction_factor=2, confirm_top=1, confirm_seeds=2, max_failures=10)
+search = dict(num_trials={num_trials}, reduction_factor=2, confirm_top=1, confirm_seeds=2)
 ray_study.run(settings(Path({storage!r}), num_workers=2, **search))
 """
 
