@@ -36,7 +36,7 @@ class LatentFlow(Tokenizer):
     """Layers of the transformer, attention and two dense ones each."""
     num_heads: int = 4
     """Heads of its attention."""
-    num_flow_steps: int = 16
+    num_flow_steps: int = 8
     """Steps from noise to latents, each of two passes of the transformer (Heun's method)."""
     conditional: bool = False
     """The transformer is told the label."""

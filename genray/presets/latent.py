@@ -76,8 +76,8 @@ def mnist_latent_flow() -> Config:
     """Class-conditional flow to the 7 x 7 continuous latents of mnist-kl-tokenizer.
 
     Hardware: one CPU core
-    Time: not measured
-    Score: not measured
+    Time: 32 CPU-minutes
+    Score: FID 2.2, KID 0.064 (features of mnist-classifier, 2,000 samples)
     """
     return Config(
         run=Run(name="mnist-latent-flow"),
@@ -87,6 +87,7 @@ def mnist_latent_flow() -> Config:
         optim=Optim(name="adamw", lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01, schedule="cosine"),
         transfer=Transfer(source="mnist-kl-tokenizer@champion"),
         train=Train(num_steps=5000, global_batch_size=64, ema_half_life=20_000),
+        eval=Eval(num_samples=2_000),
     )
 
 
