@@ -109,9 +109,10 @@ class Optim:
     """Images over which the learning rate rises linearly from zero."""
 
     def __post_init__(self) -> None:
-        check_at_least("optim", self, 0, "discriminator_lr", "eps", "weight_decay", "warmup_samples")
-        if not self.lr > 0:
-            raise ConfigError(f"optim.lr={self.lr!r} must be above 0, e.g. 2e-4")
+        check_at_least("optim", self, 0, "eps", "weight_decay", "warmup_samples")
+        for name in ("lr", "discriminator_lr"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ConfigError(f"optim.{name}={value!r} must be above 0, e.g. 2e-4")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optim.betas={self.betas!r} must both lie in [0, 1), e.g. 0.5 0.999")
 

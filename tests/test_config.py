@@ -109,6 +109,7 @@ def test_folder_without_an_image_size_is_refused():
 
 def test_learning_rate_of_zero_is_refused():
     assert refused(lambda: Optim(lr=0.0)) == "optim.lr=0.0 must be above 0, e.g. 2e-4"
+    assert refused(lambda: Optim(discriminator_lr=0.0)) == "optim.discriminator_lr=0.0 must be above 0, e.g. 2e-4"
 
 
 def test_unknown_field_in_a_saved_config_names_the_nearest():
