@@ -51,6 +51,7 @@ class Outcome:
     """The health rule that ended the run early, and why; None: it was not."""
 
 
+@cpu.prepared()
 def train(config: Config, images: ImageSet, folder: RunFolder, world: World, asked: Asked = go_on) -> Outcome:
     """One rank of the whole run: trains `config` on `images` in `folder`, from where it was left.
 
