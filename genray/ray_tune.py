@@ -83,7 +83,7 @@ def run_trials(study: Study, tasks: Sequence[Mapping[str, Any]], phase: Phase, c
     """Runs trials until all have ended; goes on where an earlier driver was stopped.
 
     Tune gives a trial up, whatever it was told, when a process dies that is just passing from another trial to it.
-    Such a trial has not ended, and is run again.
+    Such a trial has not ended and is run again, `search.max_failures` times without any other ending meanwhile.
 
     Args:
         study: what they belong to.
@@ -91,10 +91,17 @@ def run_trials(study: Study, tasks: Sequence[Mapping[str, Any]], phase: Phase, c
         phase: race or confirm.
         concurrent: most trials at once.
     """
-    for _ in range(DEATHS):
+    left = [int(task["number"]) for task in tasks]
+    failures = 0
+    while failures <= study.settings.search.max_failures:
         errors = _run(study, tasks, phase, concurrent).num_errors
-        if not errors or all(study.trial_folder(task["number"]).pull(ENDED).is_file() for task in tasks):
+        before, left = left, [number for number in left if not study.trial_folder(number).pull(ENDED).is_file()]
+        if not errors or not left:
             return
+        failures = failures + 1 if left == before else 1
+    for number in left:
+        study.trial_folder(number).write(ENDED, json.dumps({"status": "failed", "step": 0, "objective": [WORST]}))
+        study.note(number, "failed", reason=f"its process died before it began, {failures} times in a row")
 
 
 def _run(study: Study, tasks: Sequence[Mapping[str, Any]], phase: Phase, concurrent: int) -> tune.ResultGrid:

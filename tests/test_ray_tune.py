@@ -169,25 +169,39 @@ def test_two_ranks_of_a_trial_end_as_if_one_had_not_been_killed(one_node: None, 
     assert found == wanted
 
 
+def mortal(fell: Path, times: int) -> type[Trial]:
+    """A trial whose process dies this many times on its way to another, counted in the file `fell`."""
+
+    class Mortal(Trial):
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            if (deaths := len(fell.read_bytes())) < times:
+                fell.write_bytes(b"x" * (deaths + 1))
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().reset_config(new_config)
+
+    fell.touch()
+    return Mortal
+
+
 @pytest.mark.parametrize("search", [{"algorithm": "tpe"}, {"scheduler": "pbt", "num_trials": 2}])
 def test_a_process_that_dies_on_its_way_to_the_next_trial_costs_none(
     one_node: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: dict[str, Any]
 ) -> None:
-    fell = tmp_path / "fell"
-
-    class Mortal(Trial):
-        def reset_config(self, new_config: dict[str, Any]) -> bool:
-            if not fell.exists():
-                fell.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            return super().reset_config(new_config)
-
-    monkeypatch.setattr(ray_tune, "Trial", Mortal)
+    monkeypatch.setattr(ray_tune, "Trial", mortal(tmp_path / "fell", 1))
     study = raced(settings(tmp_path, **({"num_trials": 3, "max_concurrent": 1, "scheduler": "fifo"} | search)))
-    assert fell.exists()
-    trials = study.trials()
-    assert {n: (t.status, t.step) for n, t in trials.items()} == dict.fromkeys(range(len(trials)), ("finished", 60))
-    assert len(trials) == study.settings.search.num_trials
+    assert (tmp_path / "fell").read_bytes() == b"x"
+    found = {number: (trial.status, trial.step) for number, trial in study.trials().items()}
+    assert found == dict.fromkeys(range(study.settings.search.num_trials), ("finished", 60))
+
+
+def test_a_trial_that_never_gets_a_living_process_has_failed(
+    one_node: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_tune, "Trial", mortal(tmp_path / "fell", 100))
+    study = raced(settings(tmp_path, num_trials=2, max_concurrent=1, scheduler="fifo", max_failures=0))
+    first, second = study.trials()[0], study.trials()[1]
+    assert (first.status, second.status) == ("finished", "failed")
+    assert second.reason == "its process died before it began, 1 times in a row"
 
 
 DRIVER = """
