@@ -350,16 +350,16 @@ def mnist_adversarial_tokenizer() -> Config:
     """Vector-quantised autoencoder of MNIST before a patch discriminator; objective.perceptual adds a classifier's eye.
 
     Hardware: one CPU core
-    Time: half an hour, estimated
-    Score: after 1,500 of its 4,000 steps reconstruction FID 0.012 (features of mnist-classifier), test PSNR 26.2 dB
+    Time: 18 minutes of a shared machine
+    Score: reconstruction FID 0.009 (features of mnist-classifier), test PSNR 26.6 dB
     """
     return Config(
         run=Run(name="mnist-adversarial-tokenizer"),
         data=Data(name="mnist"),
         model=AdversarialTokenizer(num_codes=256, code_dim=16, width=16, discriminator_width=16),
-        objective=AdversarialTokenization(),
-        optim=Optim(lr=1e-3, betas=(0.5, 0.9), schedule="cosine"),
-        train=Train(num_steps=4000, global_batch_size=64, ema_half_life=10_000),
+        objective=AdversarialTokenization(max_adversarial_weight=100.0),
+        optim=Optim(lr=5e-4, betas=(0.5, 0.9), schedule="cosine"),
+        train=Train(num_steps=2500, global_batch_size=64, ema_half_life=10_000),
     )
 
 
